@@ -1,0 +1,73 @@
+"""Which code runs the row kernels: the order of preference, an explicit choice, and the reasons against each.
+
+native      compiled C++ (CPU tensors, the losses of this package)
+triton      Triton kernels (CUDA tensors; CPU tensors under TRITON_INTERPRET=1)
+numba       compiled on first use (CPU tensors, any loss)
+reference   plain torch (any device, any loss)
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Iterator
+
+import torch
+
+from metric_kernels.language import Formula, Op
+
+NAMES = ("native", "triton", "numba", "reference")
+_chosen: ContextVar[str | None] = ContextVar("metric_kernels_backend", default=None)
+
+
+def check_name(argument: str, name: str | None) -> str | None:
+    if name is not None and name not in NAMES:
+        raise ValueError(f"{argument}: expected one of {', '.join(NAMES)}, got {name!r}")
+    return name
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run the losses called in a ``with`` block on one backend, or raise where it cannot. Overrides all but ``backend=``."""
+    token = _chosen.set(check_name("use_backend", name))
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def requested(argument: str | None) -> str | None:
+    """The explicit choice in force: the argument, else :func:`use_backend`, else ``METRIC_KERNELS_BACKEND``."""
+    return argument or _chosen.get() or check_name("METRIC_KERNELS_BACKEND", os.environ.get("METRIC_KERNELS_BACKEND"))
+
+
+@functools.cache
+def load(name: str) -> object:
+    """The backend object; its own ``supports`` says whether it can run here."""
+    return importlib.import_module(f"metric_kernels.backends.{name}").BACKEND
+
+
+def choose(op: Op, device: torch.device, dtype: torch.dtype, argument: str | None = None) -> object:
+    """The backend for an op: the requested one or an error with its reason, else the first that supports it."""
+    return _choose(op.formula, op.metric, device.type, dtype, requested(argument))
+
+
+@functools.lru_cache(maxsize=1024)
+def _choose(formula: Formula, metric: type, device: str, dtype: torch.dtype, name: str | None) -> object:
+    reasons = {}
+    for candidate in (name,) if name else NAMES:
+        backend = load(candidate)
+        reason = backend.supports(formula, metric, device, dtype)
+        if reason is None:
+            return backend
+        reasons[candidate] = reason
+    listed = "; ".join(f"{k}: {v}" for k, v in reasons.items())
+    raise RuntimeError(f"backend {name!r} cannot run {formula.key} on {device} in {dtype}: {listed}")
+
+
+def status() -> dict[str, str | None]:
+    """For each backend None if it is usable on this machine, else why not."""
+    return {name: load(name).unusable() for name in NAMES}

@@ -1,0 +1,180 @@
+"""Distances and similarities, named and configured as in pytorch-metric-learning.
+
+A distance either is a metric of :mod:`metric_kernels.metrics`, and then the fused kernels work on inner products, or it
+supplies the whole matrix by :meth:`Distance.matrix`, and the kernels work on that.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from metric_kernels import metrics
+from metric_kernels.pairwise import gram_matrix
+
+__all__ = ["CosineSimilarity", "Distance", "DotProductSimilarity", "LpDistance", "SNRDistance", "adopt"]
+
+
+class Distance(torch.nn.Module):
+    """Base of all distances.
+
+    Args:
+        normalize_embeddings: divide each embedding by its p-norm (at least 1e-12) first.
+        p: order of the norm and of the distance.
+        power: exponent applied to the distance.
+        is_inverted: whether large values mean similar.
+    """
+
+    def __init__(self, normalize_embeddings: bool = True, p: float = 2, power: float = 1, is_inverted: bool = False):
+        super().__init__()
+        self.normalize_embeddings = normalize_embeddings
+        self.p = p
+        self.power = power
+        self.is_inverted = is_inverted
+
+    @property
+    def sign(self) -> float:
+        """+1 for a distance, -1 for a similarity: ``sign * v`` grows with dissimilarity."""
+        return -1.0 if self.is_inverted else 1.0
+
+    @property
+    def metric(self) -> type[metrics.Metric] | None:
+        """The function of inner products that this distance is, or None."""
+        return None
+
+    def margin(self, x, y):
+        """x - y for a distance, y - x for a similarity."""
+        return y - x if self.is_inverted else x - y
+
+    def normalized(self, x: Tensor) -> Tensor:
+        return F.normalize(x, p=self.p, dim=1) if self.normalize_embeddings else x
+
+    def forward(self, query_emb: Tensor, ref_emb: Tensor | None = None) -> Tensor:
+        """Matrix (N, M) of values between the rows of query_emb (N, D) and of ref_emb (M, D), by default query_emb."""
+        return self.matrix(query_emb, query_emb if ref_emb is None else ref_emb)
+
+    def matrix(self, x: Tensor, y: Tensor) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} has no matrix form")
+
+    def rowwise(self, x: Tensor, y: Tensor) -> Tensor:
+        """Values (N,) between corresponding rows of x and y, both (N, D)."""
+        raise NotImplementedError(f"{type(self).__name__} has no rowwise form")
+
+    def extra_repr(self) -> str:
+        return f"normalize_embeddings={self.normalize_embeddings}, p={self.p}, power={self.power}"
+
+
+class LpDistance(Distance):
+    """``||x_i - y_j||_p ** power``, on normalised embeddings unless ``normalize_embeddings=False``.
+
+    p = 2 with power 1 or 2 runs on inner products; at distances below the rounding error of that form, value and
+    gradient are 0. Other p and powers build the matrix.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        if self.is_inverted:
+            raise ValueError("is_inverted: expected False for LpDistance, got True")
+
+    @property
+    def metric(self):
+        if self.p != 2:
+            return None
+        return {1: metrics.Euclidean, 2: metrics.SquaredEuclidean}.get(self.power)
+
+    def matrix(self, x, y):
+        if self.p == 2:
+            squared = self.power == 2
+            metric = metrics.SquaredEuclidean if squared else metrics.Euclidean
+            mat = gram_matrix(x, None if y is x else y, metric, self.normalize_embeddings)
+            return mat if squared or self.power == 1 else mat**self.power
+        return torch.cdist(self.normalized(x), self.normalized(y), p=self.p) ** self.power
+
+    def rowwise(self, x, y):
+        return torch.linalg.vector_norm(self.normalized(x) - self.normalized(y), ord=self.p, dim=1) ** self.power
+
+
+class DotProductSimilarity(Distance):
+    """``x_i . y_j``, on normalised embeddings unless ``normalize_embeddings=False`` (as in pytorch-metric-learning)."""
+
+    def __init__(self, **kwargs):
+        super().__init__(is_inverted=True, **kwargs)
+
+    @property
+    def metric(self):
+        return metrics.Dot if self.power == 1 and (self.p == 2 or not self.normalize_embeddings) else None
+
+    def matrix(self, x, y):
+        return (self.normalized(x) @ self.normalized(y).t()) ** self.power
+
+    def rowwise(self, x, y):
+        return (self.normalized(x) * self.normalized(y)).sum(1) ** self.power
+
+
+class CosineSimilarity(DotProductSimilarity):
+    """``x_i . y_j / (||x_i|| ||y_j||)``."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        if not self.normalize_embeddings:
+            raise ValueError("normalize_embeddings: expected True for CosineSimilarity, got False")
+
+
+class SNRDistance(Distance):
+    """``var(x_i - y_j) / var(x_i)`` over the features: the signal-to-noise ratio (Yuan et al. 2019), not symmetric."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        if self.is_inverted:
+            raise ValueError("is_inverted: expected False for SNRDistance, got True")
+
+    @property
+    def metric(self):
+        return metrics.SNR if self.power == 1 and (self.p == 2 or not self.normalize_embeddings) else None
+
+    def matrix(self, x, y):
+        mat = gram_matrix(self.normalized(x), None if y is x else self.normalized(y), metrics.SNR, False)
+        return mat**self.power
+
+    def rowwise(self, x, y):
+        x, y = self.normalized(x), self.normalized(y)
+        centred = x - x.mean(1, keepdim=True)
+        difference = x - y
+        noise = (difference - difference.mean(1, keepdim=True)).square().sum(1)
+        variance = centred.square().sum(1)
+        ratio = torch.where(variance > 0, noise, 0.0) / torch.where(variance > 0, variance, 1.0)
+        return ratio**self.power
+
+
+class _Foreign(Distance):
+    """Any object with the interface of a pytorch-metric-learning distance: it builds the matrix itself."""
+
+    def __init__(self, inner):
+        super().__init__(inner.normalize_embeddings, inner.p, inner.power, inner.is_inverted)
+        self.inner = inner
+
+    def matrix(self, x, y):
+        return self.inner(x, y)
+
+    def rowwise(self, x, y):
+        return self.inner.pairwise_distance(self.normalized(x), self.normalized(y)) ** self.power
+
+
+_KNOWN = {c.__name__: c for c in (LpDistance, DotProductSimilarity, CosineSimilarity, SNRDistance)}
+
+
+def adopt(distance: object) -> Distance:
+    """A distance of this package as it is, one of pytorch-metric-learning as its equal here, another wrapped."""
+    if isinstance(distance, Distance):
+        return distance
+    kind = type(distance)
+    wanted = ("normalize_embeddings", "p", "power", "is_inverted")
+    if not callable(distance) or not all(hasattr(distance, name) for name in wanted):
+        raise TypeError(
+            f"distance: expected an object of metric_kernels.distances or pytorch_metric_learning.distances, got {kind}"
+        )
+    if kind.__module__.startswith("pytorch_metric_learning.") and kind.__name__ in _KNOWN:
+        options = {name: getattr(distance, name) for name in wanted[:3]}
+        return _KNOWN[kind.__name__](**options)
+    return _Foreign(distance)

@@ -1,0 +1,86 @@
+"""The farthest and nearest positive and negative of every point, with their indices."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from metric_kernels import distances
+from metric_kernels.language import Formula, Op, largest, smallest, stages_of
+from metric_kernels.metrics import Dot
+from metric_kernels.rowstats import row_stats
+
+
+class Extremes:
+    stats = (largest("pos"), smallest("pos"), largest("neg"), smallest("neg"))
+
+    def pair(v):
+        return v, v, v, v
+
+    def dpair(v):
+        return 1.0, 1.0, 1.0, 1.0
+
+
+FORMULA = Formula(f"{__name__}.Extremes", stages_of(Extremes))
+
+
+class RowExtremes(NamedTuple):
+    """Values (B,), differentiable, and indices (B,) into the other side.
+
+    Without a positive (negative) the maximum is -inf, the minimum inf and the index -1. Ties go to the first index.
+    """
+
+    largest_positive: Tensor
+    smallest_positive: Tensor
+    largest_negative: Tensor
+    smallest_negative: Tensor
+    indices: Tensor
+
+
+def row_extremes(
+    embeddings: Tensor,
+    labels: Tensor,
+    ref_emb: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    *,
+    distance: object | None = None,
+    backend: str | None = None,
+) -> RowExtremes:
+    """Largest and smallest pair value of each embedding over its positives and over its negatives.
+
+    Args:
+        embeddings: (B, D), any floating type.
+        labels: (B,), integer.
+        ref_emb, ref_labels: (R, D) and (R,), the other side; the batch itself, without the pairs (i, i), by default.
+        distance: as for a loss; LpDistance() by default.
+        backend: as for a loss.
+    Returns:
+        :class:`RowExtremes`; ``indices`` is (4, B), in the order of the values.
+
+    Example:
+        >>> import torch
+        >>> from metric_kernels import row_extremes
+        >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+        >>> row_extremes(x, torch.tensor([0, 0, 1])).smallest_negative
+        tensor([2.0000, 1.4142, 1.4142])
+    """
+    distance = distances.LpDistance() if distance is None else distances.adopt(distance)
+    y = ref_emb
+    metric, normalize, given = distance.metric, distance.normalize_embeddings, distance.metric is None
+    x = embeddings
+    if given:
+        x, y, metric, normalize = distance.matrix(x, x if y is None else y), None, Dot, False
+    values, index = row_stats(
+        Op(FORMULA, metric, ((),)),
+        x,
+        y,
+        labels.to(torch.int64),
+        labels.to(torch.int64) if ref_labels is None else ref_labels.to(torch.int64),
+        normalize=normalize,
+        exclude_self=ref_emb is None,
+        given=given,
+        backend=backend,
+    )
+    return RowExtremes(*values.to(embeddings.dtype).unbind(0), index)

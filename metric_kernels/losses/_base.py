@@ -1,0 +1,299 @@
+"""The base of every loss: from a call in the style of pytorch-metric-learning to row statistics and back to a number."""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import Callable
+
+import torch
+from torch import Tensor, nn
+
+from metric_kernels import backends, distances, reducers, tuples
+from metric_kernels.language import Formula, Op, Stage, stages_of
+from metric_kernels.metrics import Dot
+from metric_kernels.rowstats import row_stats
+
+REGISTRY: dict[str, type[PairLoss]] = {}
+_WINDOW = re.compile(r"(low|high)(\d+)$")
+
+
+class PairLoss(nn.Module):
+    """Base class of losses on pairs. A subclass writes a formula and, if it has a loss per anchor, ``row``.
+
+    The formula is a class body in the language of :mod:`metric_kernels.language`: ``stats``, ``pair`` and ``dpair``, or
+    nested classes that have these, one per stage. Arguments of ``pair`` other than the pair value and earlier statistics
+    are attributes of the loss, read at each call as Python floats.
+
+    ``row(*statistics)`` turns statistics (B,) into losses (B,), one per anchor, in plain torch. A loss without it is a loss
+    per pair: its last stage has ``total`` and ``count`` for each of ``sub_losses``, the sum and number of the pair losses
+    inside the reducer's window (``low0 < loss < high0`` for the first sub-loss, ``low1`` ... for the second).
+
+    Args:
+        distance: a distance of :mod:`metric_kernels.distances` or pytorch_metric_learning.distances.
+        reducer: likewise.
+        embedding_regularizer: a callable on the embeddings whose value, times ``embedding_reg_weight``, is added.
+        backend: "native", "triton", "numba" or "reference"; the fastest that can run the call by default.
+    """
+
+    default_distance: Callable[[], distances.Distance] = distances.CosineSimilarity
+    default_reducer: Callable[[], reducers.Reducer] = reducers.MeanReducer
+    sub_losses: tuple[str, ...] = ("loss",)
+    counts_repetitions = False
+    formula: Formula
+    row: Callable[..., Tensor] | None = None
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        stages = stages_of(cls)
+        if stages:
+            cls.formula = Formula(f"{cls.__module__}.{cls.__qualname__}", stages)
+        if not hasattr(cls, "formula"):
+            raise TypeError(f"{cls.__qualname__}: expected a formula (stats, pair and dpair) in the class body")
+        if cls.row is None:
+            kinds = [s.kind for s in cls.formula.stages[-1].stats]
+            if kinds != ["total", "count"] * len(cls.sub_losses):
+                raise TypeError(
+                    f"{cls.__qualname__}: expected a method row(self, *statistics), or as last statistics a total and a "
+                    f"count for each of sub_losses {cls.sub_losses}, got {kinds}"
+                )
+        if cls.__module__.startswith("metric_kernels.losses."):
+            REGISTRY[cls.__name__] = cls
+
+    def __init__(
+        self,
+        distance: object | None = None,
+        reducer: object | None = None,
+        embedding_regularizer: Callable[[Tensor], Tensor] | None = None,
+        embedding_reg_weight: float = 1.0,
+        backend: str | None = None,
+    ):
+        super().__init__()
+        self.distance = self.default_distance() if distance is None else distances.adopt(distance)
+        self.reducer = self.default_reducer() if reducer is None else reducers.adopt(reducer)
+        self.embedding_regularizer = embedding_regularizer
+        self.embedding_reg_weight = embedding_reg_weight
+        self.backend = backends.check_name("backend", backend)
+
+    @property
+    def sign(self) -> float:
+        """+1 for a distance, -1 for a similarity."""
+        return self.distance.sign
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None = None,
+        indices_tuple: tuple | None = None,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            embeddings: (B, D), any floating type; half precision is computed in float32.
+            labels: (B,), integer or bool.
+            indices_tuple: what a miner returns, triplets (a, p, n) or pairs (a1, p, a2, n) of 1-D index tensors; only these
+                pairs are used then, and labels may be None.
+            ref_emb: (R, D), the other side of every pair; the batch itself by default, without the pairs (i, i).
+            ref_labels: (R,).
+        Returns:
+            A scalar of the type of embeddings (float32 inside an autocast region); what the reducer makes of it.
+        Raises:
+            ValueError, TypeError: an argument of a wrong shape, type or device.
+        """
+        batch = _Batch(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        loss = self._loss(batch)
+        if isinstance(loss, dict):
+            return loss
+        loss = loss.to(batch.result_type)
+        if self.embedding_regularizer is not None:
+            loss = loss + self.embedding_reg_weight * self.embedding_regularizer(embeddings)
+        return loss
+
+    def _loss(self, batch: _Batch):
+        if batch.x.numel() == 0 or batch.y.numel() == 0:
+            return batch.x.sum() * 0.0
+        reducer = self._reducers()
+        if batch.pairs is None and not any(r.needs_each for r in reducer):
+            statistics = self._fused(batch).unbind(0)
+            return self._reduce(statistics, reducer, batch)
+        return self._explicit(batch, reducer)
+
+    def _fused(self, batch: _Batch) -> Tensor:
+        x, y = batch.x, None if batch.same else batch.y
+        metric, normalize = self.distance.metric, self.distance.normalize_embeddings
+        given = metric is None
+        if given:
+            x, y, metric, normalize = self.distance.matrix(x, batch.y), None, Dot, False
+        if self.formula.two_sided and len(batch.y) != len(batch.x):
+            raise ValueError(
+                f"ref_emb: {type(self).__name__} needs one reference per embedding, in the same order, because the "
+                f"negatives of a positive are those of the embedding in its row; expected {len(batch.x)} rows, "
+                f"got {len(batch.y)}"
+            )
+        values, _ = row_stats(
+            Op(self.formula, metric, self._params()),
+            x,
+            y,
+            batch.targets,
+            batch.ref_labels,
+            normalize=normalize,
+            exclude_self=batch.exclude_self,
+            given=given,
+            backend=self.backend,
+        )
+        return values
+
+    def _explicit(self, batch: _Batch, reducer: list[reducers.Reducer]):
+        pairs = batch.pairs or tuples.all_pairs(batch.targets, batch.ref_labels, batch.exclude_self)
+        if batch.pairs is not None and not self.counts_repetitions:
+            pairs = tuple(p.unique(len(batch.y)) for p in pairs)
+            _no_pair_on_both_sides(*pairs, len(batch.y))
+        each_needed = any(r.needs_each for r in reducer)
+        params = self._params(windows=not each_needed)
+        values, each = tuples.statistics(self.formula, params, self.distance, batch.x, batch.y, *pairs)
+        if not each_needed:
+            return self._reduce(values.unbind(0), reducer, batch)
+        if self.row is not None:
+            found = {"loss": (self.row(*values), torch.arange(len(batch.x), device=batch.x.device), "element")}
+        else:
+            gates = self._gate(values.unbind(0))
+            found = {
+                name: (t if gates is None else t * gates, tuple(p), "pos_pair" if p is pairs[0] else "neg_pair")
+                for name, (p, t) in zip(self.sub_losses, each)
+            }
+        named = {
+            name: {"losses": losses.to(batch.result_type), "indices": indices, "reduction_type": kind}
+            for name, (losses, indices, kind) in found.items()
+        }
+        if isinstance(self.reducer, reducers.DoNothingReducer):
+            return named
+        return sum(self._one(r, name, info, batch) for r, (name, info) in zip(reducer, named.items()))
+
+    def _one(self, reducer: reducers.Reducer, name: str, info: dict, batch: _Batch) -> Tensor:
+        if not info["losses"].numel():
+            return batch.x.sum() * 0.0
+        if reducer.needs_each:
+            return reducer.of_each({name: info}, batch.x, batch.labels)
+        losses = info["losses"]
+        inside = reducer.inside(losses)
+        anchors = info["indices"][0]
+        zero = losses.new_zeros(len(batch.x))
+        totals = zero.index_add(0, anchors, torch.where(inside, losses, 0.0))
+        return reducer.of_pairs(totals, zero.index_add(0, anchors, inside.to(losses.dtype)), batch.labels)
+
+    def _reduce(self, values: tuple[Tensor, ...], reducer: list[reducers.Reducer], batch: _Batch) -> Tensor:
+        if self.row is not None:
+            return reducer[0].of_anchors(self.row(*values), batch.labels)
+        first = self.formula.first[-1]
+        gate = self._gate(values)
+        losses = [
+            r.of_pairs(values[first + 2 * k], values[first + 2 * k + 1], batch.labels) for k, r in enumerate(reducer)
+        ]
+        loss = losses[0] if len(losses) == 1 else sum(losses)
+        return loss if gate is None else torch.where(gate, loss, 0.0)
+
+    def _gate(self, values: tuple[Tensor, ...]) -> Tensor | None:
+        """A bool scalar that says whether the batch has what a loss per pair needs; None if it needs nothing."""
+        return None
+
+    def _reducers(self) -> list[reducers.Reducer]:
+        """The reducer of each sub-loss."""
+        if isinstance(self.reducer, reducers.MultipleReducers):
+            return [self.reducer.part(name) for name in self.sub_losses]
+        return [self.reducer] * len(self.sub_losses)
+
+    def _params(self, windows: bool = True) -> tuple[tuple[float, ...], ...]:
+        """The numbers that the formula asks for by name; without ``windows`` no pair loss is outside of one."""
+        return tuple(tuple(self._param(name, windows) for name in stage.params) for stage in self.formula.stages)
+
+    def _param(self, name: str, windows: bool) -> float:
+        window = _WINDOW.match(name)
+        if window:
+            bounds = self._reducers()[int(window[2])].window if windows else reducers.Reducer.window
+            return bounds[window[1] == "high"]
+        value = getattr(self, name)
+        if isinstance(value, Tensor) and value.requires_grad:
+            raise TypeError(f"{name}: expected a number, got a tensor that requires grad; the kernels take it as constant")
+        return float(value)
+
+
+def _no_pair_on_both_sides(positives: tuples.Pairs, negatives: tuples.Pairs, columns: int) -> None:
+    both = torch.isin(positives.anchors * columns + positives.others, negatives.anchors * columns + negatives.others)
+    if both.any():
+        k = int(both.nonzero()[0])
+        pair = (int(positives.anchors[k]), int(positives.others[k]))
+        raise ValueError(f"indices_tuple: expected each pair to be positive or negative, got {pair} as both")
+
+
+class _Batch:
+    """The checked arguments of a call."""
+
+    def __init__(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
+        self.x = _checked_embeddings("embeddings", embeddings)
+        self.pairs = None if indices_tuple is None else tuples.listed(indices_tuple, embeddings.device)
+        self.labels = _checked_labels("labels", labels, embeddings, "embeddings")
+        self.y, self.ref_labels, self.exclude_self = self.x, self.labels, True
+        self.targets = self.labels
+        self.same = ref_emb is None or (ref_emb is embeddings and ref_labels is labels)
+        if ref_emb is None:
+            if ref_labels is not None and ref_labels is not labels:
+                raise ValueError("ref_labels: expected ref_emb along with it, got None")
+        else:
+            if ref_emb is not embeddings:
+                self.y = _checked_embeddings("ref_emb", ref_emb)
+                if ref_emb.shape[1] != embeddings.shape[1]:
+                    raise ValueError(
+                        f"ref_emb: expected shape (R, {embeddings.shape[1]}) to match embeddings, "
+                        f"got {tuple(ref_emb.shape)}"
+                    )
+                if ref_emb.device != embeddings.device:
+                    raise ValueError(f"ref_emb: expected device {embeddings.device}, got {ref_emb.device}")
+            self.exclude_self = ref_labels is labels
+            if not self.exclude_self:
+                self.ref_labels = _checked_labels("ref_labels", ref_labels, ref_emb, "ref_emb")
+            elif len(ref_emb) != len(embeddings):
+                raise ValueError(f"ref_labels: expected shape ({len(ref_emb)},), got {tuple(labels.shape)}")
+        if self.pairs is None and (self.labels is None or self.ref_labels is None):
+            raise ValueError("labels, ref_labels: expected both, or an indices_tuple, got None")
+
+    def pairing(self, anchors: Tensor, positives: Tensor) -> _Batch:
+        """The batch in which row i of the anchors matches row i of the positives and no other."""
+        batch = copy.copy(self)
+        batch.x, batch.y, batch.pairs = self.x[anchors], self.x[positives], None
+        batch.same = batch.exclude_self = False
+        batch.labels = self.labels[anchors]
+        batch.targets = batch.ref_labels = torch.arange(len(anchors), device=self.x.device)
+        return batch
+
+    @property
+    def result_type(self) -> torch.dtype:
+        half = self.x.dtype in (torch.float16, torch.bfloat16)
+        return torch.float32 if half and torch.is_autocast_enabled(self.x.device.type) else self.x.dtype
+
+
+def _checked_embeddings(name: str, x: object) -> Tensor:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
+    if x.ndim != 2:
+        raise ValueError(f"{name} must be a 2D tensor of shape (batch_size, embedding_size), got {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise TypeError(f"{name}: expected a floating type, got {x.dtype}")
+    return x
+
+
+def _checked_labels(name: str, labels: object, x: Tensor, of: str) -> Tensor | None:
+    if labels is None:
+        return None
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(labels).__name__}")
+    if labels.ndim != 1:
+        raise ValueError(f"{name} must be a 1D tensor of shape (batch_size,), got {tuple(labels.shape)}")
+    if len(labels) != len(x):
+        raise ValueError(
+            f"Number of {of} must equal number of {name}: expected {name} of shape ({len(x)},), got {tuple(labels.shape)}"
+        )
+    if labels.is_floating_point() or labels.is_complex():
+        raise TypeError(f"{name}: expected an integer or bool type, got {labels.dtype}")
+    return labels.to(x.device, torch.int64).contiguous()

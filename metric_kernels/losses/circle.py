@@ -1,0 +1,52 @@
+from metric_kernels import fn
+from metric_kernels.distances import CosineSimilarity
+from metric_kernels.language import lse
+from metric_kernels.losses._base import PairLoss
+from metric_kernels.reducers import AvgNonZeroReducer
+
+
+class CircleLoss(PairLoss):
+    """Circle loss on class labels.
+
+    ``l_a = log(1 + sum_p e^{-gamma [1+m-s_ap]_+ (s_ap - 1 + m)} sum_n e^{gamma [s_an+m]_+ (s_an - m)})``, mean over the
+    anchors with a loss above 0. The weights in square brackets are constants for differentiation.
+
+    Sun et al., "Circle Loss: A Unified Perspective of Pair Similarity Optimization", CVPR 2020.
+
+    Args:
+        m: relaxation factor; 0.4 for fine-grained retrieval, 0.25 for faces and re-identification.
+        gamma: scale of the exponents; 80, 256 and 128 likewise.
+        **kwargs: ``distance`` (CosineSimilarity only), ``reducer`` (AvgNonZeroReducer), and the others of
+            :class:`~metric_kernels.losses.PairLoss`.
+
+    Anchors without positives or without negatives have loss 0 and are left out of the mean.
+
+    Example:
+        >>> import torch
+        >>> from metric_kernels.losses import CircleLoss
+        >>> loss = CircleLoss(gamma=1)
+        >>> loss(torch.eye(4), torch.tensor([0, 0, 1, 1]))
+        tensor(1.6559)
+    """
+
+    default_reducer = AvgNonZeroReducer
+
+    def __init__(self, m: float = 0.4, gamma: float = 80, **kwargs):
+        super().__init__(**kwargs)
+        if not isinstance(self.distance, CosineSimilarity):
+            raise TypeError(f"distance: CircleLoss expects CosineSimilarity, got {type(self.distance).__name__}")
+        self.m = m
+        self.gamma = gamma
+
+    stats = (lse("pos"), lse("neg"))
+
+    def pair(v, m, gamma):
+        toward_positive = gamma * fn.stop(fn.relu(1.0 + m - v)) * (1.0 - m - v)
+        toward_negative = gamma * fn.stop(fn.relu(v + m)) * (v - m)
+        return toward_positive, toward_negative
+
+    def dpair(v, m, gamma):
+        return -gamma * fn.relu(1.0 + m - v), gamma * fn.relu(v + m)
+
+    def row(self, positives, negatives):
+        return fn.softplus(positives + negatives)

@@ -1,0 +1,53 @@
+"""The differentiable matrix of pair values itself, by the Gram identity: one product forward, one or two backward."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from metric_kernels.core import NOISE, Points, arithmetic
+from metric_kernels.metrics import Metric
+
+
+class _GramMatrix(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, y: Tensor | None, metric: type[Metric], normalize: bool) -> Tensor:
+        dtype = arithmetic(x.dtype)
+        rows = Points(x, metric, normalize, dtype)
+        cols = rows if y is None else Points(y, metric, normalize, dtype)
+        s = torch.mm(rows.z, cols.z.t())
+        ctx.points, ctx.metric, ctx.free = (rows, cols), metric, metric.norms and (metric.centred or not normalize)
+        ctx.dtypes = x.dtype, None if y is None else y.dtype
+        ctx.save_for_backward(s)
+        v = metric.value(s, *_norms(rows, cols), NOISE * torch.finfo(dtype).eps)
+        if y is None and metric.norms:
+            v = v.fill_diagonal_(0.0) if torch.isfinite(rows.squares).all() else v
+        return v.to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        (s,) = ctx.saved_tensors
+        rows, cols = ctx.points
+        slope, norm_slope = ctx.metric.dvalue(s, *_norms(rows, cols), NOISE * torch.finfo(s.dtype).eps)
+        grad = grad.to(s.dtype)
+        if rows is cols and ctx.metric.norms:
+            grad = grad.clone().fill_diagonal_(0.0)
+        w = grad * slope
+        gx, gy = w @ cols.z, w.t() @ rows.z
+        norm_x = (grad * norm_slope).sum(1) if ctx.free else None
+        norm_y = -0.5 * w.sum(0) if ctx.free else None
+        if rows is cols:
+            total = None if norm_x is None else norm_x + norm_y
+            return rows.pull(gx + gy, total, ctx.dtypes[0]), None, None, None
+        return rows.pull(gx, norm_x, ctx.dtypes[0]), cols.pull(gy, norm_y, ctx.dtypes[1]), None, None
+
+
+def _norms(rows: Points, cols: Points) -> tuple[Tensor, Tensor]:
+    return rows.squares[:, None], cols.squares[None, :]
+
+
+def gram_matrix(x: Tensor, y: Tensor | None, metric: type[Metric], normalize: bool) -> Tensor:
+    """Matrix (N, M) of ``metric`` between the rows of x (N, D) and y (M, D), or of x with itself if y is None."""
+    return _GramMatrix.apply(x, y, metric, normalize)

@@ -1,0 +1,50 @@
+"""What a backend is given: some rows of the product matrix and what is known of their points.
+
+Every backend has the same three methods besides ``name`` and ``supports(op, device, dtype) -> None | reason``. Statistics
+are rows of (K, n) tensors, K counted over all stages of the op; ``rows`` belongs to the rows of the tile and ``cols`` to its
+columns.
+
+``stats(op, stage, tile, rows, cols, out, index)``
+    writes the statistics of one stage to ``out`` (K_stage, m), and to ``index`` (K_stage, m) the column of an extreme.
+    ``rows`` and ``cols`` are the statistics of the stages before.
+``weights(op, tile, rows, cols, both, norm_grad)``
+    overwrites the products with dL/ds_ij, plus dL/ds_ji if ``both`` (the two sides hold the same points), and writes the
+    row's share of the gradient with respect to the squared norms to ``norm_grad`` (m,) unless that is None.
+``input_grads(op, stage, tile, rows, cols, swapped) -> (inputs, m)``
+    gradients with respect to the statistics that a stage reads: those of i, summed over j, or (``swapped``) those of j as
+    the other point of i, again summed over j, so that nothing is ever accumulated across rows.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Tile(NamedTuple):
+    """Rows ``row``, ``row + 1`` ... of the products s = z_i . z_j, with the points on both sides.
+
+    ``diagonal`` is the column of row 0 that is the point itself and is no pair, or -1 when there is none.
+    """
+
+    s: Tensor
+    labels: Tensor
+    ref_labels: Tensor
+    row: int
+    diagonal: int
+    p: Tensor
+    q: Tensor
+    eps: float
+
+
+class Side(NamedTuple):
+    """Statistics of the points of one side, the gradient of the loss with respect to each, and the columns of extremes."""
+
+    values: Tensor
+    grads: Tensor
+    index: Tensor
+
+    def at(self, rows: slice) -> Side:
+        """The part that belongs to the rows of a tile."""
+        return Side(self.values[:, rows], self.grads[:, rows], self.index[:, rows])

@@ -1,8 +1,8 @@
 """Dense PyTorch formulas of the losses at their default parameters, the baselines of the benchmark.
 
 Each is written on the B x B matrix as an experienced PyTorch user would: no index tuples, no tensor larger than B x B,
-no data-dependent shape (except in npairs), so that torch.compile(fullgraph=True) traces it. Half precision multiplies in
-half precision and continues in float32, as autocast would. Batches are expected to hold a positive and a negative pair.
+no data-dependent shape (except in npairs), so that torch.compile(fullgraph=True) traces it. Half-precision inputs are
+multiplied in half precision and go on in float32, as under autocast. Batches must hold a positive and a negative pair.
 """
 
 import torch

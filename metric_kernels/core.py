@@ -11,12 +11,12 @@ from __future__ import annotations
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Iterator
+from typing import Iterator, NamedTuple
 
 import torch
 from torch import Tensor
 
-from metric_kernels.language import Op
+from metric_kernels.language import Formula, Op
 from metric_kernels.metrics import Metric
 from metric_kernels.tile import Side, Tile
 
@@ -169,56 +169,95 @@ def arithmetic(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def forward(problem: Problem, x: Points, y: Points, kept: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Statistics (K, N) and columns of extremes (K, N). The products are left in ``kept`` (N, M), or taken from there."""
-    op, backend = problem.op, problem.backend
-    formula, n = op.formula, len(x.z)
-    values = x.z.new_empty(len(formula.stats), n)
-    index = torch.empty(len(formula.stats) if formula.extremes else 0, n, dtype=torch.int64, device=x.z.device)
+class Statistics(NamedTuple):
+    """Values (K, N) of the points of one side, and the columns of extremes, (K, N) or (0, N) if there are none."""
+
+    values: Tensor
+    index: Tensor
+
+    @classmethod
+    def empty(cls, formula: Formula, points: Points) -> Statistics:
+        number, n, z = len(formula.stats), len(points.z), points.z
+        index = torch.empty(number if formula.extremes else 0, n, dtype=torch.int64, device=z.device)
+        return cls(z.new_empty(number, n), index)
+
+    def side(self, grads: Tensor) -> Side:
+        return Side(finite(self.values), grads, self.index)
+
+
+def forward(problem: Problem, x: Points, y: Points, kept: Tensor | None) -> tuple[Statistics, Statistics | None]:
+    """Statistics of the rows, and of the columns where a stage reads them.
+
+    The products are left in ``kept`` (N, M), or taken from there if the matrix is given.
+    """
+    formula = problem.op.formula
+    rows = Statistics.empty(formula, x)
+    cols = rows if x is y else None
     sweep = Sweep(problem, x, y, kept, filled=x.given)
-    for group in formula.groups:
-        for rows, tile in sweep:
-            for number in group:
-                first, last = formula.first[number], formula.first[number] + len(formula.stages[number].stats)
-                inputs = finite(values[:first, rows])
-                cols = finite(values[:first]) if formula.stages[number].cols else inputs
-                backend.stats(op, number, tile, inputs, cols, values[first:last, rows], index[first:last, rows])
-    return values, index
+    for number, group in enumerate(formula.groups):
+        if number and cols is None:
+            cols = columns(sweep)
+        _fill(sweep, group, rows, cols)
+    return rows, cols
+
+
+def columns(sweep: Sweep) -> Statistics:
+    """Statistics of the columns as far as a later stage of the rows reads them: those of the first group of stages."""
+    formula = sweep.problem.op.formula
+    cols = Statistics.empty(formula, sweep.y)
+    cols.values.fill_(-torch.inf)
+    _fill(sweep.mirrored(), formula.groups[0], cols, None)
+    return cols
+
+
+def _fill(sweep: Sweep, group: list[int], rows: Statistics, cols: Statistics | None) -> None:
+    """The statistics of a group of stages, by one sweep."""
+    op, backend = sweep.problem.op, sweep.problem.backend
+    for at, tile in sweep:
+        for number in group:
+            stage, first = op.formula.stages[number], op.formula.first[number]
+            out = slice(first, first + len(stage.stats))
+            mine = finite(rows.values[:first, at])
+            other = finite(cols.values[:first]) if stage.cols else mine
+            backend.stats(op, number, tile, mine, other, rows.values[out, at], rows.index[out, at])
 
 
 def backward(
     problem: Problem,
     x: Points,
     y: Points,
-    values: Tensor,
-    index: Tensor,
+    rows: Statistics,
+    cols: Statistics | None,
     grads: Tensor,
     kept: Tensor | None,
     wanted: tuple[bool, bool],
     dtypes: tuple[torch.dtype, torch.dtype],
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients with respect to the embeddings of either side. A kept matrix is overwritten."""
-    op, both = problem.op, x is y
-    side = Side(finite(values), grads.contiguous(), index)
+    op, same = problem.op, x is y
     sweep = Sweep(problem, x, y, kept, filled=kept is not None)
+    mine = other = rows.side(grads.contiguous())
+    if op.formula.two_sided and not same:
+        cols = columns(sweep) if cols is None else cols
+        other = cols.side(torch.zeros_like(cols.values))
     if any(stage.drow or stage.dcol for stage in op.formula.stages):
-        side = side._replace(grads=_with_input_grads(problem, side, sweep))
+        mine, other = _with_input_grads(sweep, mine, other)
+    both = same or op.formula.two_sided
     if x.given:
-        for rows, tile in sweep:
-            problem.backend.weights(op, tile, side.at(rows), side, False, None)
+        for at, tile in sweep:
+            problem.backend.weights(op, tile, mine.at(at), other, both, None)
         return kept.to(dtypes[0]), None
     free = op.metric.norms and (not problem.normalize or op.metric.centred)
     gx = torch.empty_like(x.z) if wanted[0] else None
-    gy = torch.zeros_like(y.z) if wanted[1] and not both else None
+    gy = torch.zeros_like(y.z) if wanted[1] and not same else None
     norm_x = x.z.new_empty(len(x.z)) if free else None
     norm_y = y.z.new_zeros(len(y.z)) if free and gy is not None else None
-    for rows, tile in sweep:
-        norm_grad = norm_x[rows] if norm_x is not None else None
-        problem.backend.weights(op, tile, side.at(rows), side, both, norm_grad)
+    for at, tile in sweep:
+        problem.backend.weights(op, tile, mine.at(at), other, both, None if norm_x is None else norm_x[at])
         if gx is not None:
-            torch.mm(tile.s, y.z, out=gx[rows])
+            torch.mm(tile.s, y.z, out=gx[at])
         if gy is not None and kept is None:
-            gy.addmm_(tile.s.t(), x.z[rows])
+            gy.addmm_(tile.s.t(), x.z[at])
         if norm_y is not None:
             norm_y.add_(tile.s.sum(0), alpha=-0.5)
     if gy is not None and kept is not None:
@@ -229,23 +268,22 @@ def backward(
     )
 
 
-def _with_input_grads(problem: Problem, side: Side, sweep: Sweep) -> Tensor:
-    """The gradients of all statistics, those included that reach an earlier stage through a later one."""
-    op, backend = problem.op, problem.backend
-    side = side._replace(grads=side.grads.clone())
+def _with_input_grads(sweep: Sweep, rows: Side, cols: Side) -> tuple[Side, Side]:
+    """Both sides with the gradients that reach the statistics of a stage through a later one."""
+    op, backend = sweep.problem.op, sweep.problem.backend
+    rows = rows._replace(grads=rows.grads.clone())
+    cols = rows if sweep.x is sweep.y else cols
     for number in range(len(op.formula.stages) - 1, 0, -1):
         stage = op.formula.stages[number]
         if stage.drow:
-            for rows, tile in sweep:
-                part = backend.input_grads(op, number, tile, side.at(rows), side, False)
-                for k, share in zip(stage.rows, part):
-                    side.grads[k, rows] += share
+            for at, tile in sweep:
+                for k, share in zip(stage.rows, backend.input_grads(op, number, tile, rows.at(at), cols, False)):
+                    rows.grads[k, at] += share
         if stage.dcol:
-            for rows, tile in sweep.mirrored():
-                part = backend.input_grads(op, number, tile, side.at(rows), side, True)
-                for k, share in zip(stage.cols, part):
-                    side.grads[k, rows] += share
-    return side.grads
+            for at, tile in sweep.mirrored():
+                for k, share in zip(stage.cols, backend.input_grads(op, number, tile, cols.at(at), rows, True)):
+                    cols.grads[k, at] += share
+    return rows, cols
 
 
 def finite(values: Tensor) -> Tensor:

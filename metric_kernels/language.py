@@ -103,6 +103,8 @@ class Formula:
         self.two_sided = any(stage.cols for stage in stages)
         self.extremes = any(s.kind in ("largest", "smallest") for s in self.stats)
         self.groups = tuple(_groups(stages))
+        if len(self.groups) > 2:
+            raise TypeError(f"{key}: expected at most one stage to read statistics of the other point, got more")
         _FORMULAS[key] = self
 
     def __repr__(self) -> str:

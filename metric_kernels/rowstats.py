@@ -57,18 +57,18 @@ class _Call:
             self.x = core.Points(x, op.metric, normalize, dtype)
             self.y = self.x if y is None else core.Points(y, op.metric, normalize, dtype)
 
-    def forward(self, keep: bool) -> tuple[Tensor, Tensor]:
+    def forward(self, keep: bool) -> tuple[core.Statistics, core.Statistics | None]:
         n, m = len(self.x.z), len(self.y.z)
         if keep and self.kept is None and core.fits(n, m, self.x.z.dtype):
             self.kept = self.x.z.new_empty(n, m)
         return core.forward(self.problem, self.x, self.y, self.kept)
 
-    def backward(self, values, index, grads, wanted):
+    def backward(self, rows: core.Statistics, cols: core.Statistics | None, grads: Tensor, wanted: tuple[bool, bool]):
         if self.x.given:
             kept = self.kept.clone()
         else:  # overwritten below: a second backward computes the products again
             kept, self.kept = self.kept, None
-        return core.backward(self.problem, self.x, self.y, values, index, grads, kept, wanted, self.dtypes)
+        return core.backward(self.problem, self.x, self.y, rows, cols, grads, kept, wanted, self.dtypes)
 
 
 class _RowStats(torch.autograd.Function):
@@ -76,17 +76,18 @@ class _RowStats(torch.autograd.Function):
     def forward(ctx, x, y, *options):
         with _no_autocast(x.device.type):
             ctx.call = _Call(x, y, *options)
-            values, index = ctx.call.forward(keep=any(ctx.needs_input_grad[:2]))
-        ctx.save_for_backward(values, index)
-        ctx.mark_non_differentiable(index)
-        return values, index
+            rows, cols = ctx.call.forward(keep=any(ctx.needs_input_grad[:2]))
+        ctx.cols = None if cols is rows else cols
+        ctx.save_for_backward(*rows)
+        ctx.mark_non_differentiable(rows.index)
+        return tuple(rows)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grads, _):
-        values, index = ctx.saved_tensors
-        with _no_autocast(values.device.type):
-            gx, gy = ctx.call.backward(values, index, grads, ctx.needs_input_grad[:2])
+        rows = core.Statistics(*ctx.saved_tensors)
+        with _no_autocast(grads.device.type):
+            gx, gy = ctx.call.backward(rows, ctx.cols, grads, ctx.needs_input_grad[:2])
         return gx, gy, None, None, None, None, None, None, None
 
 
@@ -128,14 +129,15 @@ def _named(x, y, labels, ref_labels, key, metric, params, *options) -> _Call:
 @torch.library.impl(_library, "row_stats", "CompositeExplicitAutograd")
 def _row_stats(x, *options):
     with _no_autocast(x.device.type):
-        return _named(x, *options).forward(keep=False)
+        return tuple(_named(x, *options).forward(keep=False)[0])
 
 
 @torch.library.impl(_library, "row_stats_backward", "CompositeExplicitAutograd")
 def _row_stats_backward(grads, values, index, x, *options):
     *options, want_x, want_y = options
     with _no_autocast(x.device.type):
-        gx, gy = _named(x, *options).backward(values, index, grads, (want_x, want_y))
+        rows = core.Statistics(values, index)
+        gx, gy = _named(x, *options).backward(rows, None, grads, (want_x, want_y))
     return x.new_empty(0) if gx is None else gx, x.new_empty(0) if gy is None else gy
 
 

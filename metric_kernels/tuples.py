@@ -66,6 +66,7 @@ def statistics(
     distance: Distance,
     x: Tensor,
     y: Tensor,
+    same: bool,
     positives: Pairs,
     negatives: Pairs,
 ) -> tuple[Tensor, list[tuple[Pairs, Tensor]]]:
@@ -74,21 +75,27 @@ def statistics(
     x, y = x.to(dtype), y.to(dtype)
     sides = {"pos": positives, "neg": negatives}
     values = {side: distance.rowwise(x[pairs.anchors], y[pairs.others]) for side, pairs in sides.items()}
+    size = len(x), len(y)
     rows: list[Tensor] = []
+    cols: list[Tensor] = rows if same else []
     each: list[tuple[Pairs, Tensor]] = []
-    for stage, numbers in zip(formula.stages, params):
-        found, each = _stage(stage, numbers, sides, values, rows, len(x))
+    for number, (stage, numbers) in enumerate(zip(formula.stages, params)):
+        found, each = _stage(stage, numbers, sides, values, rows, cols, size[0])
+        if not same and formula.two_sided and number == 0:
+            mirrored = {side: Pairs(*reversed(pairs)) for side, pairs in sides.items()}
+            cols, _ = _stage(stage, numbers, mirrored, values, rows, cols, size[1])
         rows += found
     return torch.stack(rows), each
 
 
-def _stage(stage: Stage, params, sides, values, rows, size):
+def _stage(stage: Stage, params, sides, values, rows, cols, size):
+    """Statistics of one stage, and the values and pairs of its totals."""
     found, each = [], []
     computed = {}
     for side in {s.side for s in stage.stats}:
         pairs, v = sides[side], values[side]
         mine = [finite(rows[k])[pairs.anchors] for k in stage.rows]
-        other = [finite(rows[k])[pairs.others] for k in stage.cols]
+        other = [finite(cols[k])[pairs.others] for k in stage.cols]
         computed[side] = stage.pair(v, *mine, *other, *params)
     for k, stat in enumerate(stage.stats):
         pairs = sides[stat.side]

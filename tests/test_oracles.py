@@ -19,6 +19,7 @@ SOFTPLUS_RTOL = 1e-8
 
 DISTANCES = {
     ("cosine", True): distances.CosineSimilarity(),
+    ("cosine", False): distances.CosineSimilarity(),
     ("dot", True): distances.DotProductSimilarity(),
     ("dot", False): distances.DotProductSimilarity(normalize_embeddings=False),
     ("euclidean", True): distances.LpDistance(),
@@ -45,16 +46,23 @@ class Flattened(reducers.BaseReducer):
 
 
 CLASS_WEIGHTS = torch.linspace(0.2, 3.0, 12, dtype=torch.float64)
-REDUCERS = {
-    "mean": reducers.MeanReducer(),
-    "sum": reducers.SumReducer(),
-    "avg_non_zero": reducers.AvgNonZeroReducer(),
-    "per_anchor": reducers.PerAnchorReducer(),
-    ("threshold", 0.3, None): reducers.ThresholdReducer(low=0.3),
-    ("threshold", None, 1.0): reducers.ThresholdReducer(high=1.0),
-    ("threshold", 0.3, 1.0): reducers.ThresholdReducer(low=0.3, high=1.0),
-    ("class_weighted", CLASS_WEIGHTS): reducers.ClassWeightedReducer(CLASS_WEIGHTS),
-}
+REDUCERS = ["mean", "sum", "avg_non_zero", "per_anchor", ("class_weighted", CLASS_WEIGHTS)]
+
+
+def peer_reducer(reducer):
+    match reducer:
+        case ("threshold", low, high):
+            return Flattened(reducers.ThresholdReducer(low=low, high=high))
+        case ("class_weighted", weights):
+            return Flattened(reducers.ClassWeightedReducer(weights))
+    named = {
+        "mean": reducers.MeanReducer,
+        "sum": reducers.SumReducer,
+        "avg_non_zero": reducers.AvgNonZeroReducer,
+        "per_anchor": reducers.PerAnchorReducer,
+    }
+    return Flattened(named[reducer]())
+
 
 PARAMS = {
     "ContrastiveLoss": {"pos_margin": 0.3, "neg_margin": 1.2},
@@ -64,6 +72,16 @@ PARAMS = {
     "NTXentLoss": {"temperature": 0.4},
     "NPairsLoss": {},
     "LiftedStructureLoss": {"neg_margin": 0.8, "pos_margin": 0.1},
+}
+# What one row or pair of a random batch costs with these parameters.
+TYPICAL = {
+    "ContrastiveLoss": 1.0,
+    "MultiSimilarityLoss": 1.0,
+    "SupConLoss": 3.5,
+    "CircleLoss": 30.0,
+    "NTXentLoss": 2.9,
+    "NPairsLoss": 0.7,
+    "LiftedStructureLoss": 6.7,
 }
 
 LOSSES = list(ORACLES)
@@ -92,14 +110,15 @@ def unbalanced_labels(size, seed=0, classes=4):
     return labels
 
 
-def listed_pairs(columns, column_labels, labels, seed=0):
+def listed_pairs(labels, ref_labels=None):
     """Random positive and negative pairs with repetitions, not in order of the anchor."""
-    generator = torch.Generator().manual_seed(seed)
-    same = labels[:, None] == column_labels
-    if columns is None:
+    generator = torch.Generator().manual_seed(0)
+    same = labels[:, None] == (labels if ref_labels is None else ref_labels)
+    negative = ~same
+    if ref_labels is None:
         same.fill_diagonal_(False)
     result = []
-    for mask in (same, labels[:, None] != column_labels):
+    for mask in (same, negative):
         pairs = mask.nonzero()
         pick = torch.randint(len(pairs), (30,), generator=generator)
         result += list(pairs[pick].unbind(1))
@@ -116,10 +135,10 @@ def value_and_grads(loss, *inputs, connected=True):
 
 def assert_same(actual, expected, rtol=RTOL):
     """Value and every gradient, the gradients relative to their largest entry."""
-    torch.testing.assert_close(actual[0], expected[0], rtol=rtol, atol=1e-10)
+    torch.testing.assert_close(actual[0], expected[0], rtol=rtol, atol=1e-14)
     for got, want in zip(actual[1], expected[1], strict=True):
-        scale = max(1.0, want.abs().max().item()) if want.numel() else 1.0
-        torch.testing.assert_close(got, want, rtol=rtol, atol=1e-10 * scale)
+        largest = want.abs().max().item() if want.numel() else 0.0
+        torch.testing.assert_close(got, want, rtol=0, atol=rtol * largest + 1e-14)
 
 
 def check(name, x, labels, ref=None, ref_labels=None, pairs=None, metric=None, reducer=None, **params):
@@ -129,7 +148,7 @@ def check(name, x, labels, ref=None, ref_labels=None, pairs=None, metric=None, r
         peer_args["distance"] = DISTANCES[metric]
         oracle_args.update(distance=metric[0], normalize=metric[1])
     if reducer is not None:
-        peer_args["reducer"] = Flattened(REDUCERS[reducer])
+        peer_args["reducer"] = peer_reducer(reducer)
         oracle_args["reducer"] = reducer
     peer = getattr(losses, name)(**peer_args)
 
@@ -143,6 +162,7 @@ def check(name, x, labels, ref=None, ref_labels=None, pairs=None, metric=None, r
     expected = value_and_grads(peer_loss, x, ref, connected=False)
     assert torch.isfinite(expected[0])
     assert_same(value_and_grads(oracle_loss, x, ref), expected, SOFTPLUS_RTOL if name == "CircleLoss" else RTOL)
+    return expected[0]
 
 
 def metrics_of(names):
@@ -150,7 +170,7 @@ def metrics_of(names):
         pytest.param(name, metric, id=f"{name}-{'default' if metric is None else label_of(metric)}")
         for name in names
         for metric in [None, *DISTANCES]
-        if name != "CircleLoss" or metric in (None, ("cosine", True))
+        if name != "CircleLoss" or metric is None or metric[0] == "cosine"
     ]
 
 
@@ -171,14 +191,14 @@ def test_reference_set(name, metric, ref_size):
 @pytest.mark.parametrize("name, metric", metrics_of(LOSSES))
 def test_listed_pairs(name, metric):
     labels = unbalanced_labels(13)
-    check(name, embeddings(13), labels, pairs=listed_pairs(None, labels, labels), metric=metric, **PARAMS[name])
+    check(name, embeddings(13), labels, pairs=listed_pairs(labels), metric=metric, **PARAMS[name])
 
 
 @pytest.mark.parametrize("name", WITH_REF)
 def test_listed_pairs_with_reference_set(name):
     labels, ref_labels = unbalanced_labels(11), unbalanced_labels(15, seed=3)
     ref = embeddings(15, seed=2)
-    check(name, embeddings(11), labels, ref, ref_labels, pairs=listed_pairs(ref, ref_labels, labels), **PARAMS[name])
+    check(name, embeddings(11), labels, ref, ref_labels, pairs=listed_pairs(labels, ref_labels), **PARAMS[name])
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -207,7 +227,15 @@ def test_reducers(name, reducer):
         # The peer's PerAnchorReducer has as many columns as the batch has rows, so the reference set is kept smaller.
         check(name, embeddings(14), labels, embeddings(9, seed=2), unbalanced_labels(9, seed=3), reducer=reducer)
     if reducer != "per_anchor":
-        check(name, embeddings(14), labels, pairs=listed_pairs(None, labels, labels), reducer=reducer, **PARAMS[name])
+        check(name, embeddings(14), labels, pairs=listed_pairs(labels), reducer=reducer, **PARAMS[name])
+
+
+@pytest.mark.parametrize("low, high", [(0.8, None), (None, 1.2), (0.8, 1.2), (100.0, None)])
+@pytest.mark.parametrize("name", LOSSES)
+def test_threshold_reducer(name, low, high):
+    low, high = (bound and bound * TYPICAL[name] for bound in (low, high))
+    value = check(name, embeddings(14), unbalanced_labels(14), reducer=("threshold", low, high), **PARAMS[name])
+    assert (value == 0) == (low == 100 * TYPICAL[name])
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -323,14 +351,16 @@ DEGENERATE = {
     "all different": (5, 4, [4, 1, 3, 0, 2]),
     "one row": (1, 4, [0]),
     "no rows": (0, 4, []),
-    "no columns": (6, 0, [0, 0, 0, 1, 1, 2]),
-    "no columns, one class": (3, 0, [0, 0, 0]),
+    "no features": (6, 0, [0, 0, 0, 1, 1, 2]),
+    "no features, one class": (3, 0, [0, 0, 0]),
 }
 # These two have a value where all pairs are of one kind.
 NEEDS_ONE_KIND = ("ContrastiveLoss", "MultiSimilarityLoss")
 
 
-@pytest.mark.parametrize("reducer", [None, *REDUCERS], ids=lambda key: "default" if key is None else label_of(key))
+@pytest.mark.parametrize(
+    "reducer", [None, *REDUCERS, ("threshold", 0.3, 1.0)], ids=lambda key: "default" if key is None else label_of(key)
+)
 @pytest.mark.parametrize("case", DEGENERATE)
 @pytest.mark.parametrize("name", LOSSES)
 def test_degenerate_batches(name, case, reducer):
@@ -343,7 +373,7 @@ def test_degenerate_batches(name, case, reducer):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_no_columns_as_the_peer(name):
+def test_no_features(name):
     check(name, embeddings(6, 0), torch.tensor([0, 0, 0, 1, 1, 2]))
 
 

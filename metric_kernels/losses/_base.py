@@ -126,11 +126,10 @@ class PairLoss(nn.Module):
         given = metric is None
         if given:
             x, y, metric, normalize = self.distance.matrix(x, batch.y), None, Dot, False
-        if self.formula.two_sided and len(batch.y) != len(batch.x):
+        if self.formula.two_sided and not batch.same and not metric.symmetric:
             raise ValueError(
-                f"ref_emb: {type(self).__name__} needs one reference per embedding, in the same order, because the "
-                f"negatives of a positive are those of the embedding in its row; expected {len(batch.x)} rows, "
-                f"got {len(batch.y)}"
+                f"distance: {type(self).__name__} with a reference set expects a symmetric one, "
+                f"got {type(self.distance).__name__}"
             )
         values, _ = row_stats(
             Op(self.formula, metric, self._params()),
@@ -152,7 +151,7 @@ class PairLoss(nn.Module):
             _no_pair_on_both_sides(*pairs, len(batch.y))
         each_needed = any(r.needs_each for r in reducer)
         params = self._params(windows=not each_needed)
-        values, each = tuples.statistics(self.formula, params, self.distance, batch.x, batch.y, *pairs)
+        values, each = tuples.statistics(self.formula, params, self.distance, batch.x, batch.y, batch.same, *pairs)
         if not each_needed:
             return self._reduce(values.unbind(0), reducer, batch)
         if self.row is not None:

@@ -22,8 +22,8 @@ class LiftedStructureLoss(PairLoss):
             :class:`~metric_kernels.losses.PairLoss`.
 
     If neither point of a pair has a negative, the logarithm counts as 0. A batch without positive pairs or without negative
-    pairs has loss 0. With a reference set, the negatives of p are those of the embedding in row p, as in
-    pytorch-metric-learning, so the set must have one row per embedding; where p is the anchor's own row they count twice.
+    pairs has loss 0. With a reference set, the negatives of a reference point p are the embeddings of other classes, as if
+    the two sets were one batch; pytorch-metric-learning takes p for an index into the embeddings there.
 
     Example:
         >>> import torch

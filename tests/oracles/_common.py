@@ -52,7 +52,7 @@ class Batch:
         ref_x = x if ref is None else ref.double()
         self.size = len(x)
         self.has_ref = ref is not None
-        self.zero = 0 * x.sum() + 0 * ref_x.sum()
+        self.zero = (0 * x).sum() + (0 * ref_x).sum()
         self.similarity = distance in SIMILARITIES
         rows, columns = x.unbind(0), ref_x.unbind(0)
         if normalize or distance == "cosine":

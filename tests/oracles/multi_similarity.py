@@ -1,6 +1,7 @@
 """Multi-similarity loss without mining (Wang et al. 2019).
 
-    l_i = 1/alpha log(1 + sum_{p in P(i)} exp(alpha (base - s_ip))) + 1/beta log(1 + sum_{n in N(i)} exp(beta (s_in - base)))
+    l_i = 1/alpha log(1 + sum_{p in P(i)} exp(alpha (base - s_ip)))
+        + 1/beta  log(1 + sum_{n in N(i)} exp(beta (s_in - base)))
 
 Mean over all rows; an empty side contributes 0. Distances change sign: d - base and base - d.
 """

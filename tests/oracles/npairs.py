@@ -1,4 +1,4 @@
-"""Multi-class N-pair loss (Sohn 2016): one pair (anchor, positive) per class, softmax over the positives of all classes.
+"""Multi-class N-pair loss (Sohn 2016): one positive pair per class, softmax over the positives of all classes.
 
     l_i = log sum_j exp(s(anchor_i, positive_j)) - s(anchor_i, positive_i)
 

@@ -1,0 +1,337 @@
+// The Python module metric_kernels._native: checks every argument, chooses the instruction set, and calls the kernels.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <vector>
+
+#if defined(_MSC_VER) && defined(_M_X64)
+#include <intrin.h>
+#endif
+
+#include "fn.h"
+#include "tile.h"
+
+namespace py = pybind11;
+
+struct StageInfo {
+  int stats, rows, cols, params;
+  bool extremes;
+};
+struct FormulaInfo {
+  const char* key;
+  const char* module;
+  const char* digest;
+  std::vector<StageInfo> stages;
+};
+
+#include "table.gen.h"
+
+Formulas formulas_baseline();
+#ifdef HAVE_AVX2
+Formulas formulas_avx2();
+#endif
+#ifdef HAVE_AVX512
+Formulas formulas_avx512();
+#endif
+
+namespace {
+
+// ---- instruction sets ------------------------------------------------------------------------------------------------
+
+struct Target {
+  std::string name;
+  Formulas formulas;
+};
+
+bool cpu_has(const std::string& isa) {
+#if (defined(__GNUC__) || defined(__clang__)) && (defined(__x86_64__) || defined(__i386__))
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (isa == "avx2") return avx2;
+  return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+#elif defined(_MSC_VER) && defined(_M_X64)
+  int r[4];
+  __cpuidex(r, 1, 0);
+  const bool fma = r[2] & (1 << 12), osxsave = r[2] & (1 << 27);
+  if (!fma || !osxsave) return false;
+  const unsigned long long state = _xgetbv(0);
+  __cpuidex(r, 7, 0);
+  const bool avx2 = (r[1] & (1 << 5)) && (state & 6) == 6;
+  if (isa == "avx2") return avx2;
+  return avx2 && (state & 0xe6) == 0xe6 && (r[1] & (1 << 16)) && (r[1] & (1 << 17)) && (r[1] & (1 << 30)) &&
+         (r[1] & (1u << 31));
+#else
+  (void)isa;
+  return false;
+#endif
+}
+
+std::vector<Target> usable_targets() {
+  std::vector<Target> found;
+#ifdef HAVE_AVX512
+  if (cpu_has("avx512")) found.push_back({"avx512", formulas_avx512()});
+#endif
+#ifdef HAVE_AVX2
+  if (cpu_has("avx2")) found.push_back({"avx2", formulas_avx2()});
+#endif
+  found.push_back({"baseline", formulas_baseline()});
+  return found;
+}
+
+const std::vector<Target>& targets() {
+  static const std::vector<Target> found = usable_targets();
+  return found;
+}
+
+Target& active() {
+  static Target target = targets().front();
+  return target;
+}
+
+void use_isa(const std::string& name) {
+  for (const Target& t : targets())
+    if (t.name == name) {
+      active() = t;
+      return;
+    }
+  std::string known;
+  for (const Target& t : targets()) known += (known.empty() ? "" : ", ") + t.name;
+  throw py::value_error("isa: expected one of " + known + ", got " + name);
+}
+
+// ---- arguments -------------------------------------------------------------------------------------------------------
+
+std::string shape_of(const py::array& a) {
+  std::string text = "(";
+  for (py::ssize_t d = 0; d < a.ndim(); ++d) text += (d ? ", " : "") + std::to_string(a.shape(d));
+  return text + ")";
+}
+
+template <class T> std::string type_name() { return py::str(py::dtype::of<T>()).template cast<std::string>(); }
+
+template <class T> void check_type(const char* name, const py::array& a) {
+  if (!a.dtype().is(py::dtype::of<T>()) && !py::isinstance<py::array_t<T>>(a))
+    throw py::type_error(std::string(name) + ": expected dtype " + type_name<T>() + ", got " +
+                         py::str(a.dtype()).cast<std::string>());
+}
+
+// A vector of n numbers, or an empty one (null) where `optional`.
+template <class T> const T* vector(const char* name, const py::array& a, int64_t n, bool optional = false) {
+  check_type<T>(name, a);
+  if (optional && a.size() == 0) return nullptr;
+  if (a.ndim() != 1 || a.shape(0) != n)
+    throw py::value_error(std::string(name) + ": expected shape (" + std::to_string(n) + ",), got " + shape_of(a));
+  if (n > 1 && a.strides(0) != py::ssize_t(sizeof(T))) throw py::value_error(std::string(name) + ": expected contiguous data");
+  return static_cast<const T*>(a.data());
+}
+
+// A (k, n) matrix whose rows are contiguous; its row stride in elements goes to `stride`.
+template <class T>
+const T* matrix(const char* name, const py::array& a, int64_t k, int64_t n, int64_t& stride, bool at_least = false) {
+  check_type<T>(name, a);
+  if (a.ndim() != 2 || (at_least ? a.shape(0) < k : a.shape(0) != k) || a.shape(1) != n)
+    throw py::value_error(std::string(name) + ": expected shape (" + std::to_string(k) + ", " + std::to_string(n) +
+                          "), got " + shape_of(a));
+  if (n > 1 && a.strides(1) != py::ssize_t(sizeof(T)))
+    throw py::value_error(std::string(name) + ": expected contiguous rows");
+  if (a.strides(0) < 0 || a.strides(0) % py::ssize_t(sizeof(T)))
+    throw py::value_error(std::string(name) + ": expected a positive row stride in whole elements");
+  stride = a.strides(0) / py::ssize_t(sizeof(T));
+  return static_cast<const T*>(a.data());
+}
+
+template <class T> T* writable(const char* name, py::array& a, int64_t k, int64_t n, int64_t& stride) {
+  const T* data = matrix<T>(name, a, k, n, stride);
+  if (!a.writeable()) throw py::value_error(std::string(name) + ": expected a writable array");
+  if (k > 1 && stride < n) throw py::value_error(std::string(name) + ": expected rows that do not overlap");
+  return const_cast<T*>(data);
+}
+
+const FormulaInfo& formula_info(int formula) {
+  if (formula < 0 || formula >= int(FORMULA_TABLE.size()))
+    throw py::value_error("formula: expected 0 to " + std::to_string(FORMULA_TABLE.size() - 1) + ", got " +
+                          std::to_string(formula));
+  return FORMULA_TABLE[formula];
+}
+
+const StageInfo& stage_info(const FormulaInfo& info, int stage) {
+  if (stage < 0 || stage >= int(info.stages.size()))
+    throw py::value_error("stage: expected 0 to " + std::to_string(info.stages.size() - 1) + ", got " + std::to_string(stage));
+  return info.stages[stage];
+}
+
+int stats_before(const FormulaInfo& info, int stage) {
+  int number = 0;
+  for (int k = 0; k < stage; ++k) number += info.stages[k].stats;
+  return number;
+}
+
+// Everything that describes a tile, as Python passes it.
+struct TileArguments {
+  int formula, metric;
+  py::array s, labels, ref_labels;
+  int64_t row, diagonal;
+  py::array p, q;
+  double eps;
+  std::vector<double> params;
+  int threads;
+};
+
+template <class T> struct CheckedTile {
+  Tile<T> tile;
+  std::vector<T> params;
+  const Kernels<T>* kernels;
+
+  explicit CheckedTile(TileArguments& a) {
+    const FormulaInfo& info = formula_info(a.formula);
+    if (a.metric < 0 || a.metric >= int(METRIC_TABLE.size()))
+      throw py::value_error("metric: expected 0 to " + std::to_string(METRIC_TABLE.size() - 1) + ", got " +
+                            std::to_string(a.metric));
+    if (a.s.ndim() != 2) throw py::value_error("s: expected 2 dimensions, got shape " + shape_of(a.s));
+    const int64_t m = a.s.shape(0), n = a.s.shape(1);
+    int64_t stride;
+    tile.s = writable<T>("s", a.s, m, n, stride);
+    tile.m = m, tile.n = n, tile.stride = stride;
+    tile.labels = vector<int64_t>("labels", a.labels, m);
+    tile.ref_labels = vector<int64_t>("ref_labels", a.ref_labels, n);
+    if (a.row < 0) throw py::value_error("row: expected >= 0, got " + std::to_string(a.row));
+    if (a.diagonal < -1) throw py::value_error("diagonal: expected -1 or a column, got " + std::to_string(a.diagonal));
+    tile.row = a.row, tile.diagonal = a.diagonal;
+    const bool norms = METRIC_NORMS[a.metric];
+    tile.p = vector<T>("p", a.p, m, !norms);
+    tile.q = vector<T>("q", a.q, n, !norms);
+    tile.eps = T(a.eps), tile.metric = a.metric;
+    size_t expected = 0;
+    for (const StageInfo& s : info.stages) expected += s.params;
+    if (a.params.size() != expected)
+      throw py::value_error("params: expected " + std::to_string(expected) + " numbers, got " +
+                            std::to_string(a.params.size()));
+    params.assign(a.params.begin(), a.params.end());
+    tile.params = params.data();
+    if (a.threads < 1) throw py::value_error("threads: expected >= 1, got " + std::to_string(a.threads));
+    tile.threads = a.threads;
+    const Formulas& all = active().formulas;
+    if constexpr (sizeof(T) == 4) kernels = all.single + a.formula;
+    else kernels = all.twice + a.formula;
+  }
+};
+
+// `needed` of the statistics exist for n points; gradients and extremes only where asked for.
+template <class T>
+Side<T> side(const char* name, const py::array& values, int needed, int64_t n, const py::array* grads,
+             const py::array* index) {
+  Side<T> out{};
+  if (needed) out.values = matrix<T>(name, values, needed, n, out.values_stride, true);
+  if (grads) out.grads = matrix<T>(name, *grads, needed, n, out.grads_stride);
+  if (index) out.index = matrix<int64_t>(name, *index, needed, n, out.index_stride);
+  return out;
+}
+
+bool is_double(const py::array& s) { return py::isinstance<py::array_t<double>>(s); }
+
+// ---- entry points ------------------------------------------------------------------------------------------------------
+
+template <class T> void stats(TileArguments& a, int stage, py::array& rows, py::array& cols, py::array& out, py::array& index) {
+  CheckedTile<T> checked(a);
+  const FormulaInfo& info = formula_info(a.formula);
+  const StageInfo& current = stage_info(info, stage);
+  const int before = stats_before(info, stage);
+  const Tile<T>& tile = checked.tile;
+  const Side<T> mine = side<T>("rows", rows, current.rows ? before : 0, tile.m, nullptr, nullptr);
+  const Side<T> other = side<T>("cols", cols, current.cols ? before : 0, tile.n, nullptr, nullptr);
+  Output<T> result{};
+  result.values = writable<T>("out", out, current.stats, tile.m, result.values_stride);
+  if (current.extremes) result.index = writable<int64_t>("index", index, current.stats, tile.m, result.index_stride);
+  py::gil_scoped_release release;
+  checked.kernels->stats(stage, tile, mine, other, result);
+}
+
+struct SideArguments {
+  py::array values, grads, index;
+};
+
+template <class T>
+void weights(TileArguments& a, SideArguments& rows, SideArguments& cols, bool both, py::array& norm_grad) {
+  CheckedTile<T> checked(a);
+  const FormulaInfo& info = formula_info(a.formula);
+  const Tile<T>& tile = checked.tile;
+  int total = 0;
+  bool two_sided = both, extremes = false;
+  for (const StageInfo& s : info.stages) total += s.stats, two_sided |= s.cols > 0, extremes |= s.extremes;
+  const Side<T> mine = side<T>("rows", rows.values, total, tile.m, &rows.grads, extremes ? &rows.index : nullptr);
+  Side<T> other{};
+  if (two_sided) other = side<T>("cols", cols.values, total, tile.n, &cols.grads, extremes ? &cols.index : nullptr);
+  T* norms = nullptr;
+  if (norm_grad.size() || !tile.m) norms = const_cast<T*>(vector<T>("norm_grad", norm_grad, tile.m, true));
+  if (norms && !norm_grad.writeable()) throw py::value_error("norm_grad: expected a writable array");
+  py::gil_scoped_release release;
+  checked.kernels->weights(tile, mine, other, both, norms);
+}
+
+template <class T>
+void input_grads(TileArguments& a, int stage, SideArguments& rows, SideArguments& cols, bool swapped, py::array& out) {
+  CheckedTile<T> checked(a);
+  const FormulaInfo& info = formula_info(a.formula);
+  const StageInfo& current = stage_info(info, stage);
+  const Tile<T>& tile = checked.tile;
+  int total = 0;
+  for (const StageInfo& s : info.stages) total += s.stats;
+  const bool needs_cols = swapped || current.cols;
+  const Side<T> mine = side<T>("rows", rows.values, total, tile.m, &rows.grads, nullptr);
+  const Side<T> other =
+      needs_cols ? side<T>("cols", cols.values, total, tile.n, &cols.grads, nullptr) : Side<T>{};
+  Output<T> result{};
+  result.values = writable<T>("out", out, swapped ? current.cols : current.rows, tile.m, result.values_stride);
+  py::gil_scoped_release release;
+  checked.kernels->input_grads(stage, tile, mine, other, swapped, result);
+}
+
+py::dict table() {
+  py::dict formulas;
+  for (size_t k = 0; k < FORMULA_TABLE.size(); ++k)
+    formulas[FORMULA_TABLE[k].key] = py::make_tuple(k, FORMULA_TABLE[k].module, FORMULA_TABLE[k].digest);
+  return formulas;
+}
+
+}  // namespace
+
+#define BOTH(call) (is_double(tile.s) ? call<double> : call<float>)
+
+PYBIND11_MODULE(_native, m) {
+  m.doc() = "Row kernels compiled from the formulas of metric_kernels.";
+  py::class_<TileArguments>(m, "Tile")
+      .def(py::init([](int formula, int metric, py::array s, py::array labels, py::array ref_labels, int64_t row,
+                       int64_t diagonal, py::array p, py::array q, double eps, std::vector<double> params, int threads) {
+        return TileArguments{formula, metric, s, labels, ref_labels, row, diagonal, p, q, eps, std::move(params), threads};
+      }));
+  py::class_<SideArguments>(m, "Side").def(py::init([](py::array values, py::array grads, py::array index) {
+    return SideArguments{values, grads, index};
+  }));
+  m.def("stats", [](TileArguments& tile, int stage, py::array rows, py::array cols, py::array out, py::array index) {
+    BOTH(stats)(tile, stage, rows, cols, out, index);
+  });
+  m.def("weights", [](TileArguments& tile, SideArguments& rows, SideArguments& cols, bool both, py::array norm_grad) {
+    BOTH(weights)(tile, rows, cols, both, norm_grad);
+  });
+  m.def("input_grads", [](TileArguments& tile, int stage, SideArguments& rows, SideArguments& cols, bool swapped,
+                          py::array out) { BOTH(input_grads)(tile, stage, rows, cols, swapped, out); });
+  m.def("exp", [](py::array_t<float> x) { return py::vectorize([](float v) { return fn::exp(v); })(x); });
+  m.def("isa", [] { return active().name; }, "The instruction set in use.");
+  m.def("isas", [] {
+    std::vector<std::string> names;
+    for (const Target& t : targets()) names.push_back(t.name);
+    return names;
+  }, "The instruction sets that this processor can run, best first.");
+  m.def("use_isa", &use_isa, "Use another instruction set, for tests and comparisons.");
+  m.attr("formulas") = table();
+  m.attr("metrics") = METRIC_TABLE;
+  m.attr("metrics_digest") = METRICS_DIGEST;
+#ifdef _OPENMP
+  m.attr("openmp") = true;
+#else
+  m.attr("openmp") = false;
+#endif
+}

@@ -1,0 +1,87 @@
+"""Compiled C++ for CPU tensors: the formulas of this package, printed into it when it was built."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+
+import torch
+from torch import Tensor
+
+from metric_kernels.digest import digest
+from metric_kernels.language import Formula, Op
+from metric_kernels.tile import Side, Tile
+
+
+@functools.cache
+def _extension() -> tuple[object, str | None]:
+    """The compiled module, or None and why there is none."""
+    try:
+        return importlib.import_module("metric_kernels._native"), None
+    except ImportError as error:
+        return None, f"the compiled extension is missing ({error}); install with a C++17 compiler to build it"
+
+
+class NativeBackend:
+    name = "native"
+
+    def unusable(self) -> str | None:
+        return _extension()[1]
+
+    def supports(self, formula: Formula, metric: type, device: str, dtype: torch.dtype) -> str | None:
+        native, reason = _extension()
+        if native is None:
+            return reason
+        if device != "cpu":
+            return f"runs on cpu tensors, not on {device}"
+        if dtype not in (torch.float32, torch.float64):
+            return f"computes in float32 and float64, not in {dtype}"
+        if formula.key not in native.formulas:
+            return f"{formula.key} is not among the formulas compiled into the extension"
+        _, module, built = native.formulas[formula.key]
+        if _changed(module, built) or _changed(metric.__module__, native.metrics_digest):
+            return f"{module} or metrics.py has changed since the extension was built; install again to rebuild it"
+        return None
+
+    def stats(self, op: Op, stage: int, tile: Tile, rows: Tensor, cols: Tensor, out: Tensor, index: Tensor):
+        _extension()[0].stats(_tile(op, tile), stage, rows.numpy(), cols.numpy(), out.numpy(), index.numpy())
+
+    def weights(self, op: Op, tile: Tile, rows: Side, cols: Side, both: bool, norm_grad: Tensor | None):
+        norm = tile.s.new_empty(0) if norm_grad is None else norm_grad
+        _extension()[0].weights(_tile(op, tile), _side(rows), _side(cols), both, norm.numpy())
+
+    def input_grads(self, op: Op, stage: int, tile: Tile, rows: Side, cols: Side, swapped: bool) -> Tensor:
+        current = op.formula.stages[stage]
+        out = tile.s.new_empty(len(current.cols if swapped else current.rows), tile.s.shape[0])
+        _extension()[0].input_grads(_tile(op, tile), stage, _side(rows), _side(cols), swapped, out.numpy())
+        return out
+
+
+def _changed(module: str, built: str) -> bool:
+    return digest(sys.modules[module].__file__) != built
+
+
+def _tile(op: Op, tile: Tile):
+    native = _extension()[0]
+    return native.Tile(
+        native.formulas[op.formula.key][0],
+        native.metrics.index(op.metric.__name__),
+        tile.s.numpy(),
+        tile.labels.numpy(),
+        tile.ref_labels.numpy(),
+        tile.row,
+        tile.diagonal,
+        tile.p.numpy(),
+        tile.q.numpy(),
+        tile.eps,
+        [p for stage in op.params for p in stage],
+        torch.get_num_threads(),
+    )
+
+
+def _side(side: Side):
+    return _extension()[0].Side(side.values.numpy(), side.grads.numpy(), side.index.numpy())
+
+
+BACKEND = NativeBackend()

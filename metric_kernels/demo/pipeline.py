@@ -1,0 +1,170 @@
+"""The demonstration from the data to the pictures, and what it prints."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from metric_kernels import backends
+from metric_kernels.demo import contenders, measure, pictures
+from metric_kernels.demo.contenders import CONTENDERS, OURS, PML
+from metric_kernels.demo.data import Digits, digits
+from metric_kernels.demo.network import network
+from metric_kernels.demo.retrieval import KS, auc, pairs, recall
+from metric_kernels.demo.train import Training, difference, train
+
+# PML takes a second for one step of a loss over pairs of pairs, even at the size of a training batch.
+PML_LIMIT_S = 15
+FLOAT64_EPOCHS = 2
+FLOAT64_SAME = 1e-9
+
+
+def pipeline(loss: str, epochs: int, backend: str | None, out: Path, seed: int, batch_size: int) -> dict:
+    """See :func:`metric_kernels.demo.run`."""
+    start = time.perf_counter()
+    out.mkdir(parents=True, exist_ok=True)
+    data = digits(seed)
+    print(f"{loss}, backend {backend or 'automatic'}, seed {seed}, {torch.get_num_threads()} threads")
+
+    ours, curves = _train_both(data, loss, backend, epochs, batch_size, seed)
+    embeddings = {
+        "raw pixels": data.held_out_views.flatten(1),
+        "before training": _embed(network(seed), data),
+        "after training": _embed(ours.net, data),
+    }
+    seconds = measure.times({c: contenders.build(c, loss, backend) for c in CONTENDERS})
+    largest = max(seconds)
+    memory = {c: measure.peak_memory(c, loss, backend, largest) for c in CONTENDERS}
+
+    results = {
+        "loss": loss,
+        "backend": backend,
+        "seed": seed,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "machine": _machine(),
+        "held_out_images": len(data.held_out_labels),
+        "recall": {name: recall(x, data.held_out_labels) for name, x in embeddings.items()},
+        "pair_auc": {name: auc(*pairs(x, data.held_out_labels)) for name, x in embeddings.items()},
+        "curves": curves,
+        "step": {
+            "width": measure.WIDTH,
+            "per_class": measure.PER_CLASS,
+            "milliseconds": {size: {c: 1e3 * s for c, s in row.items()} for size, row in seconds.items()},
+            "peak_memory_batch": largest,
+            "peak_memory_bytes": memory,
+        },
+    }
+    results["pictures"] = _draw(out, results, embeddings, data, seconds, memory)
+    results["seconds"] = time.perf_counter() - start
+    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    print(summary(results, out))
+    return results
+
+
+def _train_both(
+    data: Digits, loss: str, backend: str | None, epochs: int, batch_size: int, seed: int
+) -> tuple[Training, dict]:
+    """Train with our loss and with PML's in float32, then shortly in float64, and compare the loss curves."""
+
+    def run(contender: str, epochs: int, dtype: torch.dtype) -> Training:
+        name = f"{contender}, {str(dtype).removeprefix('torch.')}"
+        module = contenders.build(contender, loss, backend)
+        limit = PML_LIMIT_S if contender == PML else math.inf
+        return train(module, data, epochs, batch_size, seed, dtype, f"training: {name}", limit)
+
+    ours = run(OURS, epochs, torch.float32)
+    curves = {"float32": {OURS: ours.curve, PML: run(PML, epochs, torch.float32).curve}}
+    curves["float64"] = {c: run(c, min(epochs, FLOAT64_EPOCHS), torch.float64).curve for c in (OURS, PML)}
+    first = ours.epoch
+    return ours, {
+        **curves,
+        "steps_per_epoch": first,
+        "largest_relative_difference": {
+            "float32_first_epoch": difference(*(curve[:first] for curve in curves["float32"].values())),
+            **{dtype: difference(*both.values()) for dtype, both in curves.items()},
+        },
+    }
+
+
+def _embed(net: torch.nn.Module, data: Digits) -> torch.Tensor:
+    with torch.no_grad():
+        return net(data.held_out_views)
+
+
+def _draw(out: Path, results: dict, embeddings: dict, data: Digits, seconds: dict, memory: dict) -> list[str]:
+    panels = {name: embeddings[name] for name in ("before training", "after training")}
+    curves, loss = results["curves"], results["loss"]
+    pictures.similarity_histograms(out / "similarity_histograms.png", panels, data.held_out_labels)
+    pictures.embedding_map(out / "embedding_map.png", panels, data.held_out_labels, results["seed"])
+    pictures.loss_curves(out / "loss_curves.png", curves, loss)
+    pictures.loss_step(out / "loss_step.png", seconds, memory, max(seconds), loss)
+    return ["similarity_histograms.png", "embedding_map.png", "loss_curves.png", "loss_step.png"]
+
+
+def summary(results: dict, out: Path) -> str:
+    """The results as a few lines of text."""
+    curves, step = results["curves"], results["step"]
+    apart = curves["largest_relative_difference"]
+    first = min(curves["steps_per_epoch"], *map(len, curves["float32"].values()))
+    same = apart["float64"] < FLOAT64_SAME
+    verdict = "the same loss; in float32 training amplifies rounding" if same else "NOT the same loss"
+    compared = {dtype: min(map(len, curves[dtype].values())) for dtype in ("float32", "float64")}
+    lines = [
+        "",
+        f"Recall@K on the held-out digits 6-9 ({results['held_out_images']} images, cosine similarity)",
+        _row("", *(f"R@{k}" for k in KS)),
+        *(_row(name, *(f"{r[k]:.3f}" for k in KS)) for name, r in results["recall"].items()),
+        "",
+        f"Training loss of {results['loss']} against PML's from the same seed, largest relative difference",
+        _row("float32, first epoch", f"{apart['float32_first_epoch']:.1e}", f"{first} steps"),
+        _row("float32, all", f"{apart['float32']:.1e}", f"{compared['float32']} steps"),
+        _row("float64", f"{apart['float64']:.1e}", f"{compared['float64']} steps"),
+        f"  {verdict}",
+        "",
+        f"One loss step, forward and backward: median ms, {step['width']}-d embeddings, {step['per_class']} of each class",
+        _row("batch size", *step["milliseconds"]),
+        *(_row(c, *(f"{row[c]:.3g}" for row in step["milliseconds"].values())) for c in CONTENDERS),
+        "",
+        f"Peak memory of that step at batch size {step['peak_memory_batch']}, MiB",
+        *(_row(c, f"{step['peak_memory_bytes'][c] / 2**20:,.1f}") for c in CONTENDERS),
+        "",
+        f"{results['seconds']:.0f} s; pictures and numbers:",
+        *(f"  {_shown(out / name)}" for name in (*results["pictures"], "results.json")),
+    ]
+    return "\n".join(lines)
+
+
+def _row(name: str, *cells: object) -> str:
+    return f"  {name:<34}" + "".join(f"{cell!s:>8}" for cell in cells)
+
+
+def _shown(path: Path) -> str:
+    """Relative to the current folder where that is shorter."""
+    try:
+        return min(os.path.relpath(path), str(path), key=len)
+    except ValueError:  # another drive on Windows
+        return str(path)
+
+
+def _machine() -> dict:
+    def installed(name: str) -> str | None:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            return None
+
+    return {
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "versions": {name: installed(name) for name in ("metric-kernels", "torch", "pytorch-metric-learning")},
+        "unusable_backends": {name: reason for name, reason in backends.status().items() if reason},
+    }

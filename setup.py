@@ -1,0 +1,75 @@
+"""Builds the compiled row kernels. Everything else about the package stands in pyproject.toml."""
+
+import importlib.util
+import platform
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from pybind11.setup_helpers import Pybind11Extension, build_ext
+from setuptools import setup
+
+ROOT = Path(__file__).resolve().parent
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+AVX512 = ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma", "-mprefer-vector-width=512"]
+ISAS = {"baseline": {"unix": [], "msvc": []}}
+if X86:
+    ISAS["avx2"] = {"unix": ["-mavx2", "-mfma"], "msvc": ["/arch:AVX2"]}
+    ISAS["avx512"] = {"unix": AVX512, "msvc": ["/arch:AVX512"]}
+# Comparisons and square roots vectorise only if they need not raise; NaN and infinity keep their meaning.
+FLAGS = {"unix": ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"], "msvc": ["/O2"]}
+OPENMP = {"unix": ["-fopenmp"], "msvc": ["/openmp"]}
+
+
+class BuildKernels(build_ext):
+    """Compiles kernels.cpp once for each instruction set, from formulas printed out of the Python sources."""
+
+    def build_extension(self, ext):
+        self.force = True  # the formulas are inputs that setuptools does not see
+        kind = "msvc" if self.compiler.compiler_type == "msvc" else "unix"
+        folder = Path(self.build_temp)
+        _generator().write(folder)
+        ext.include_dirs += [str(folder), str(ROOT / "csrc")]
+        openmp = OPENMP[kind] if self._compiles(folder, OPENMP[kind]) else []
+        flags = [*FLAGS[kind], *openmp]
+        standard = "/std:c++17" if kind == "msvc" else "-std=c++17"
+
+        def kernels(isa):
+            return self.compiler.compile(
+                ["csrc/kernels.cpp"],
+                output_dir=str(folder / isa),
+                macros=[("ISA", isa)],
+                include_dirs=ext.include_dirs,
+                extra_postargs=[standard, *flags, *ISAS[isa][kind]],
+            )
+
+        isas = [isa for isa, extra in ISAS.items() if not extra[kind] or self._compiles(folder, extra[kind])]
+        with ThreadPoolExecutor() as pool:
+            for objects in pool.map(kernels, isas):
+                ext.extra_objects += objects
+        ext.define_macros += [(f"HAVE_{isa.upper()}", "1") for isa in isas]
+        ext.extra_compile_args += flags
+        ext.extra_link_args += openmp if kind == "unix" else []
+        super().build_extension(ext)
+
+    def _compiles(self, folder, flags):
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / "probe.cpp"
+        probe.write_text("int main() { return 0; }\n")
+        try:
+            objects = self.compiler.compile([str(probe)], output_dir=str(folder), extra_postargs=flags)
+            self.compiler.link_executable(objects, str(folder / "probe"), extra_postargs=flags)
+        except Exception:
+            return False
+        return True
+
+
+def _generator():
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "csrc" / "generate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+extension = Pybind11Extension("metric_kernels._native", ["csrc/bindings.cpp"], cxx_std=17)
+extension.optional = True  # without a compiler the package installs all the same and runs on Numba
+setup(ext_modules=[extension], cmdclass={"build_ext": BuildKernels})

@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -118,10 +119,16 @@ template <class T> void check_type(const char* name, const py::array& a) {
                          py::str(a.dtype()).cast<std::string>());
 }
 
-// A vector of n numbers, or an empty one (null) where `optional`.
-template <class T> const T* vector(const char* name, const py::array& a, int64_t n, bool optional = false) {
+using Optional = std::optional<py::array>;
+
+const py::array& given(const char* name, const Optional& a) {
+  if (!a) throw py::type_error(std::string(name) + ": expected an array, got None");
+  return *a;
+}
+
+// A vector of n numbers.
+template <class T> const T* vector(const char* name, const py::array& a, int64_t n) {
   check_type<T>(name, a);
-  if (optional && a.size() == 0) return nullptr;
   if (a.ndim() != 1 || a.shape(0) != n)
     throw py::value_error(std::string(name) + ": expected shape (" + std::to_string(n) + ",), got " + shape_of(a));
   if (n > 1 && a.strides(0) != py::ssize_t(sizeof(T))) throw py::value_error(std::string(name) + ": expected contiguous data");
@@ -174,7 +181,7 @@ struct TileArguments {
   int formula, metric;
   py::array s, labels, ref_labels;
   int64_t row, diagonal;
-  py::array p, q;
+  Optional p, q;
   double eps;
   std::vector<double> params;
   int threads;
@@ -201,8 +208,8 @@ template <class T> struct CheckedTile {
     if (a.diagonal < -1) throw py::value_error("diagonal: expected -1 or a column, got " + std::to_string(a.diagonal));
     tile.row = a.row, tile.diagonal = a.diagonal;
     const bool norms = METRIC_NORMS[a.metric];
-    tile.p = vector<T>("p", a.p, m, !norms);
-    tile.q = vector<T>("q", a.q, n, !norms);
+    tile.p = norms && m ? vector<T>("p", given("p", a.p), m) : nullptr;
+    tile.q = norms && n ? vector<T>("q", given("q", a.q), n) : nullptr;
     tile.eps = T(a.eps), tile.metric = a.metric;
     size_t expected = 0;
     for (const StageInfo& s : info.stages) expected += s.params;
@@ -219,14 +226,16 @@ template <class T> struct CheckedTile {
   }
 };
 
+struct SideArguments {
+  Optional values, grads, index;
+};
+
 // `needed` of the statistics exist for n points; gradients and extremes only where asked for.
-template <class T>
-Side<T> side(const char* name, const py::array& values, int needed, int64_t n, const py::array* grads,
-             const py::array* index) {
+template <class T> Side<T> side(const SideArguments& a, int needed, int64_t n, bool grads, bool extremes) {
   Side<T> out{};
-  if (needed) out.values = matrix<T>(name, values, needed, n, out.values_stride, true);
-  if (grads) out.grads = matrix<T>(name, *grads, needed, n, out.grads_stride);
-  if (index) out.index = matrix<int64_t>(name, *index, needed, n, out.index_stride);
+  if (needed) out.values = matrix<T>("statistics", given("statistics", a.values), needed, n, out.values_stride, true);
+  if (grads) out.grads = matrix<T>("gradients", given("gradients", a.grads), needed, n, out.grads_stride);
+  if (extremes) out.index = matrix<int64_t>("index", given("index", a.index), needed, n, out.index_stride);
   return out;
 }
 
@@ -234,55 +243,55 @@ bool is_double(const py::array& s) { return py::isinstance<py::array_t<double>>(
 
 // ---- entry points ------------------------------------------------------------------------------------------------------
 
-template <class T> void stats(TileArguments& a, int stage, py::array& rows, py::array& cols, py::array& out, py::array& index) {
+template <class T>
+void stats(TileArguments& a, int stage, const Optional& rows, const Optional& cols, py::array& out, Optional& index) {
   CheckedTile<T> checked(a);
   const FormulaInfo& info = formula_info(a.formula);
   const StageInfo& current = stage_info(info, stage);
   const int before = stats_before(info, stage);
   const Tile<T>& tile = checked.tile;
-  const Side<T> mine = side<T>("rows", rows, current.rows ? before : 0, tile.m, nullptr, nullptr);
-  const Side<T> other = side<T>("cols", cols, current.cols ? before : 0, tile.n, nullptr, nullptr);
+  const Side<T> mine = side<T>({rows, {}, {}}, current.rows ? before : 0, tile.m, false, false);
+  const Side<T> other = side<T>({cols, {}, {}}, current.cols ? before : 0, tile.n, false, false);
   Output<T> result{};
   result.values = writable<T>("out", out, current.stats, tile.m, result.values_stride);
-  if (current.extremes) result.index = writable<int64_t>("index", index, current.stats, tile.m, result.index_stride);
+  if (current.extremes) {
+    py::array array = given("index", index);
+    result.index = writable<int64_t>("index", array, current.stats, tile.m, result.index_stride);
+  }
   py::gil_scoped_release release;
   checked.kernels->stats(stage, tile, mine, other, result);
 }
 
-struct SideArguments {
-  py::array values, grads, index;
-};
-
 template <class T>
-void weights(TileArguments& a, SideArguments& rows, SideArguments& cols, bool both, py::array& norm_grad) {
+void weights(TileArguments& a, const SideArguments& rows, const SideArguments& cols, bool both, Optional& norm_grad) {
   CheckedTile<T> checked(a);
   const FormulaInfo& info = formula_info(a.formula);
   const Tile<T>& tile = checked.tile;
   int total = 0;
   bool two_sided = both, extremes = false;
   for (const StageInfo& s : info.stages) total += s.stats, two_sided |= s.cols > 0, extremes |= s.extremes;
-  const Side<T> mine = side<T>("rows", rows.values, total, tile.m, &rows.grads, extremes ? &rows.index : nullptr);
-  Side<T> other{};
-  if (two_sided) other = side<T>("cols", cols.values, total, tile.n, &cols.grads, extremes ? &cols.index : nullptr);
+  const Side<T> mine = side<T>(rows, total, tile.m, true, extremes);
+  const Side<T> other = two_sided ? side<T>(cols, total, tile.n, true, extremes) : Side<T>{};
   T* norms = nullptr;
-  if (norm_grad.size() || !tile.m) norms = const_cast<T*>(vector<T>("norm_grad", norm_grad, tile.m, true));
-  if (norms && !norm_grad.writeable()) throw py::value_error("norm_grad: expected a writable array");
+  if (norm_grad) {
+    norms = const_cast<T*>(vector<T>("norm_grad", *norm_grad, tile.m));
+    if (!norm_grad->writeable()) throw py::value_error("norm_grad: expected a writable array");
+  }
   py::gil_scoped_release release;
   checked.kernels->weights(tile, mine, other, both, norms);
 }
 
 template <class T>
-void input_grads(TileArguments& a, int stage, SideArguments& rows, SideArguments& cols, bool swapped, py::array& out) {
+void input_grads(TileArguments& a, int stage, const SideArguments& rows, const SideArguments& cols, bool swapped,
+                 py::array& out) {
   CheckedTile<T> checked(a);
   const FormulaInfo& info = formula_info(a.formula);
   const StageInfo& current = stage_info(info, stage);
   const Tile<T>& tile = checked.tile;
   int total = 0;
   for (const StageInfo& s : info.stages) total += s.stats;
-  const bool needs_cols = swapped || current.cols;
-  const Side<T> mine = side<T>("rows", rows.values, total, tile.m, &rows.grads, nullptr);
-  const Side<T> other =
-      needs_cols ? side<T>("cols", cols.values, total, tile.n, &cols.grads, nullptr) : Side<T>{};
+  const Side<T> mine = side<T>(rows, total, tile.m, true, false);
+  const Side<T> other = swapped || current.cols ? side<T>(cols, total, tile.n, true, false) : Side<T>{};
   Output<T> result{};
   result.values = writable<T>("out", out, swapped ? current.cols : current.rows, tile.m, result.values_stride);
   py::gil_scoped_release release;
@@ -298,26 +307,31 @@ py::dict table() {
 
 }  // namespace
 
-#define BOTH(call) (is_double(tile.s) ? call<double> : call<float>)
+// What every entry point takes first, and the statistics of a side.
+#define TILE                                                                                                     \
+  int formula, int metric, py::array s, py::array labels, py::array ref_labels, int64_t row, int64_t diagonal,  \
+      Optional p, Optional q, double eps, std::vector<double> params, int threads
+#define TILE_ARGUMENTS \
+  TileArguments { formula, metric, s, labels, ref_labels, row, diagonal, p, q, eps, std::move(params), threads }
+#define SIDES Optional values, Optional grads, Optional index, Optional ref_values, Optional ref_grads, Optional ref_index
+#define ROWS SideArguments{values, grads, index}
+#define COLS SideArguments{ref_values, ref_grads, ref_index}
+#define OF_TYPE(call) (is_double(tile.s) ? call<double> : call<float>)
 
 PYBIND11_MODULE(_native, m) {
   m.doc() = "Row kernels compiled from the formulas of metric_kernels.";
-  py::class_<TileArguments>(m, "Tile")
-      .def(py::init([](int formula, int metric, py::array s, py::array labels, py::array ref_labels, int64_t row,
-                       int64_t diagonal, py::array p, py::array q, double eps, std::vector<double> params, int threads) {
-        return TileArguments{formula, metric, s, labels, ref_labels, row, diagonal, p, q, eps, std::move(params), threads};
-      }));
-  py::class_<SideArguments>(m, "Side").def(py::init([](py::array values, py::array grads, py::array index) {
-    return SideArguments{values, grads, index};
-  }));
-  m.def("stats", [](TileArguments& tile, int stage, py::array rows, py::array cols, py::array out, py::array index) {
-    BOTH(stats)(tile, stage, rows, cols, out, index);
+  m.def("stats", [](TILE, int stage, Optional rows, Optional cols, py::array out, Optional index) {
+    TileArguments tile = TILE_ARGUMENTS;
+    OF_TYPE(stats)(tile, stage, rows, cols, out, index);
   });
-  m.def("weights", [](TileArguments& tile, SideArguments& rows, SideArguments& cols, bool both, py::array norm_grad) {
-    BOTH(weights)(tile, rows, cols, both, norm_grad);
+  m.def("weights", [](TILE, SIDES, bool both, Optional norm_grad) {
+    TileArguments tile = TILE_ARGUMENTS;
+    OF_TYPE(weights)(tile, ROWS, COLS, both, norm_grad);
   });
-  m.def("input_grads", [](TileArguments& tile, int stage, SideArguments& rows, SideArguments& cols, bool swapped,
-                          py::array out) { BOTH(input_grads)(tile, stage, rows, cols, swapped, out); });
+  m.def("input_grads", [](TILE, int stage, SIDES, bool swapped, py::array out) {
+    TileArguments tile = TILE_ARGUMENTS;
+    OF_TYPE(input_grads)(tile, stage, ROWS, COLS, swapped, out);
+  });
   m.def("exp", [](py::array_t<float> x) { return py::vectorize([](float v) { return fn::exp(v); })(x); });
   m.def("isa", [] { return active().name; }, "The instruction set in use.");
   m.def("isas", [] {
@@ -327,7 +341,9 @@ PYBIND11_MODULE(_native, m) {
   }, "The instruction sets that this processor can run, best first.");
   m.def("use_isa", &use_isa, "Use another instruction set, for tests and comparisons.");
   m.attr("formulas") = table();
-  m.attr("metrics") = METRIC_TABLE;
+  py::dict metrics;
+  for (size_t k = 0; k < METRIC_TABLE.size(); ++k) metrics[METRIC_TABLE[k]] = k;
+  m.attr("metrics") = metrics;
   m.attr("metrics_digest") = METRICS_DIGEST;
 #ifdef _OPENMP
   m.attr("openmp") = true;

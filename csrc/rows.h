@@ -13,8 +13,8 @@ namespace {
 
 constexpr int CHUNK = 512;
 // Reductions keep this many partial results at every instruction set, so that all of them give the same sums.
-constexpr int LANES = 16;
-constexpr int64_t SERIAL_BELOW = 1 << 15;
+constexpr int LANES = 64;
+constexpr int64_t SERIAL_BELOW = 1 << 12;
 
 template <class T> constexpr T infinity = std::numeric_limits<T>::infinity();
 
@@ -104,6 +104,12 @@ template <class T> constexpr T neutral(Kind kind) {
   return kind == Kind::lse || kind == Kind::largest ? -infinity<T> : kind == Kind::smallest ? infinity<T> : T(0);
 }
 
+template <class T, class F> inline T fold(T (&lane)[LANES], F f) {
+  for (int half = LANES / 2; half; half /= 2)
+    for (int l = 0; l < half; ++l) lane[l] = f(lane[l], lane[l + half]);
+  return lane[0];
+}
+
 // Adds the first `len` values of t to the statistic. t has room for a multiple of LANES.
 template <Kind kind, class T, class At> inline void reduce(T* t, int len, At at, Accumulator<T>& a) {
   const int padded = (len + LANES - 1) / LANES * LANES;
@@ -113,7 +119,7 @@ template <Kind kind, class T, class At> inline void reduce(T* t, int len, At at,
     for (int l = 0; l < LANES; ++l) lane[l] = T(0);
     for (int j = 0; j < padded; j += LANES)
       for (int l = 0; l < LANES; ++l) lane[l] += kind == Kind::total ? t[j + l] : (t[j + l] != T(0) ? T(1) : T(0));
-    for (int l = 0; l < LANES; ++l) a.sum += lane[l];
+    a.sum += fold(lane, [](T x, T y) { return x + y; });
     return;
   }
   const T sign = kind == Kind::smallest ? T(-1) : T(1);
@@ -123,8 +129,7 @@ template <Kind kind, class T, class At> inline void reduce(T* t, int len, At at,
       const T x = sign * t[j + l];
       lane[l] = x > lane[l] ? x : lane[l];
     }
-  T top = -infinity<T>;
-  for (int l = 0; l < LANES; ++l) top = lane[l] > top ? lane[l] : top;
+  const T top = fold(lane, [](T x, T y) { return y > x ? y : x; });
   if constexpr (kind == Kind::lse) {
     if (top > a.top) {
       a.sum *= a.top == -infinity<T> ? 1.0 : std::exp(double(a.top) - double(top));
@@ -134,7 +139,7 @@ template <Kind kind, class T, class At> inline void reduce(T* t, int len, At at,
     for (int l = 0; l < LANES; ++l) lane[l] = T(0);
     for (int j = 0; j < padded; j += LANES)
       for (int l = 0; l < LANES; ++l) lane[l] += fn::exp(t[j + l] - shift);
-    for (int l = 0; l < LANES; ++l) a.sum += lane[l];
+    a.sum += fold(lane, [](T x, T y) { return x + y; });
   } else {
     T spoiled = T(0);
     for (int j = 0; j < len; ++j) spoiled += t[j] != t[j] ? T(1) : T(0);

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import Iterator, NamedTuple
 
 import torch
@@ -65,8 +64,7 @@ def use_workspace(size: int) -> Iterator[None]:
         set_workspace(before)
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """Everything about a call that is not differentiated."""
 
     op: Op
@@ -78,7 +76,7 @@ class Problem:
 
     def mirrored(self) -> Problem:
         """The same pairs seen from the other side."""
-        return replace(self, labels=self.ref_labels, ref_labels=self.labels)
+        return self._replace(labels=self.ref_labels, ref_labels=self.labels)
 
 
 class Points:
@@ -217,7 +215,7 @@ def _fill(sweep: Sweep, group: list[int], rows: Statistics, cols: Statistics | N
         for number in group:
             stage, first = op.formula.stages[number], op.formula.first[number]
             out = slice(first, first + len(stage.stats))
-            mine = finite(rows.values[:first, at])
+            mine = finite(rows.values[:first, at]) if stage.rows else rows.values[:0]
             other = finite(cols.values[:first]) if stage.cols else mine
             backend.stats(op, number, tile, mine, other, rows.values[out, at], rows.index[out, at])
 
@@ -288,4 +286,4 @@ def _with_input_grads(sweep: Sweep, rows: Side, cols: Side) -> tuple[Side, Side]
 
 def finite(values: Tensor) -> Tensor:
     """Statistics as formulas read them: an empty log-sum-exp is the lowest number, so that differences stay defined."""
-    return values.clamp(min=torch.finfo(values.dtype).min) if values.numel() else values
+    return values.clamp(min=torch.finfo(values.dtype).min)

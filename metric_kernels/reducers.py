@@ -44,16 +44,20 @@ class Reducer(nn.Module):
 
     def inside(self, losses: Tensor) -> Tensor:
         low, high = self.window
-        return ~((losses <= low) | (losses >= high))
+        outside = losses <= low
+        return ~(outside if high == math.inf else outside | (losses >= high))
 
 
 def _mean(totals: Tensor, counts: Tensor) -> Tensor:
-    # A count of pairs passes 2^24 at B = 4097, and 0 / 1 keeps an empty loss connected to the graph.
-    return totals.sum(dtype=torch.float64) / counts.sum(dtype=torch.float64).clamp(min=1.0)
+    # 0 / 1 keeps an empty loss connected to the graph.
+    return totals.sum() / counts.sum(dtype=totals.dtype).clamp_(min=1.0)
 
 
 class MeanReducer(Reducer):
     """Mean of all losses; 0 if there are none."""
+
+    def of_anchors(self, losses, labels):
+        return losses.mean()
 
     def inside(self, losses):
         return torch.ones_like(losses, dtype=torch.bool)
@@ -84,20 +88,20 @@ class SumReducer(Reducer):
     """Sum of the losses."""
 
     def of_pairs(self, totals, counts, labels):
-        return totals.sum(dtype=torch.float64)
+        return totals.sum()
 
     def of_anchors(self, losses, labels):
-        return losses.sum(dtype=torch.float64)
+        return losses.sum()
 
 
 class DivisorReducer(Reducer):
     """Sum of the losses over a divisor that the loss supplies; a loss that supplies none divides by 1."""
 
     def of_pairs(self, totals, counts, labels):
-        return totals.sum(dtype=torch.float64)
+        return totals.sum()
 
     def of_anchors(self, losses, labels):
-        return losses.sum(dtype=torch.float64)
+        return losses.sum()
 
 
 class ClassWeightedReducer(Reducer):
@@ -118,7 +122,7 @@ class ClassWeightedReducer(Reducer):
         return _mean(totals * self._of(labels, totals), counts)
 
     def of_anchors(self, losses, labels):
-        return (losses * self._of(labels, losses)).mean(dtype=torch.float64)
+        return (losses * self._of(labels, losses)).mean()
 
 
 class PerAnchorReducer(Reducer):

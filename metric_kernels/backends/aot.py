@@ -1,6 +1,6 @@
-"""Compiles every Triton kernel ahead of time, without a GPU, and prints what each needs: ``python -m metric_kernels.backends.aot``.
+"""Compiles every Triton kernel without a GPU and prints what each needs: ``python -m metric_kernels.backends.aot [LOSS ...]``.
 
-The exit status is 1 if one of them does not compile or keeps registers in memory.
+The exit status is 1 if a kernel does not compile or does not fit the registers.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import re
 import subprocess
 import sys
 import tempfile
-from typing import Iterator, NamedTuple
+from functools import partial
+from typing import Callable, Iterator, NamedTuple
 
 import torch
 
@@ -23,6 +24,7 @@ from metric_kernels.metrics import METRICS
 from metric_kernels.tile import Side, Tile
 
 ARCHITECTURES = (80, 90)
+POINTS = 64
 
 
 class Usage(NamedTuple):
@@ -32,13 +34,13 @@ class Usage(NamedTuple):
     instructions: int
 
 
-class _Absent:
-    """As much of a driver as a compilation asks for."""
+class Target:
+    """As much of a driver as Triton asks for before it launches a kernel."""
 
     def __init__(self, architecture: int):
         self.architecture = architecture
 
-    def get_current_target(self):
+    def get_current_target(self) -> object:
         from triton.backends.compiler import GPUTarget
 
         return GPUTarget("cuda", self.architecture, 32)
@@ -46,66 +48,85 @@ class _Absent:
     def get_current_device(self) -> int:
         return self.architecture
 
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-
-def usage(compiled: object) -> Usage:
-    """What a compiled kernel needs of a multiprocessor, as its binary says."""
-    from triton import knobs
-
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as binary:
-        binary.write(compiled.asm["cubin"])
-        binary.flush()
-        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", binary.name]
-        report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = {name: int(number) for name, number in re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", report)}
-    instructions = re.findall(r"^\s+(?:@!?%p\d+ )?[a-z][\w.]*\s.*;$", compiled.asm["ptx"], re.MULTILINE)
-    # Registers are spilled to the stack, and nothing else of a kernel lives there.
-    spilled = found["STACK"] + found["LOCAL"]
-    return Usage(found["REG"], max(found["SHARED"], compiled.metadata.shared), spilled, len(instructions))
+    def get_current_stream(self, device: int) -> None:
+        return None
 
 
 def cases() -> Iterator[tuple[Formula, type]]:
-    """Every formula on its usual metric, and one of them on all."""
+    """Every formula on its usual metric, and one on each."""
     for loss in losses.REGISTRY.values():
         yield loss.formula, loss.default_distance().metric
     for metric in METRICS:
         yield extremes.FORMULA, metric
 
 
-def compiled(formula: Formula, metric: type) -> Iterator[tuple[str, object]]:
-    """The kernels of a formula with what tells them apart, for the driver in force."""
-    found = []
-
-    def compile_only(kernel, tile, *arguments, **constants):
-        made = kernel.warmup(*arguments, **constants, **BLOCK, enable_fp_fusion=True, grid=(1,))
-        found.append((kernel.__name__, made))
-
-    n = 64
-    norms = torch.ones(n)
-    labels = torch.zeros(n, dtype=torch.int64)
-    statistics = torch.zeros(len(formula.stats), n)
-    side = Side(statistics, statistics, torch.zeros(statistics.shape, dtype=torch.int64))
-    tile = Tile(torch.zeros(n, n), labels, labels, 0, 0, norms, norms, NOISE * torch.finfo(torch.float32).eps)
+def calls(formula: Formula, metric: type, backend: TritonBackend) -> Iterator[tuple[str, Callable]]:
+    """A call of the backend for every kernel that the formula has."""
     op = Op(formula, metric, tuple((0.5,) * len(stage.params) for stage in formula.stages))
-    backend = TritonBackend(compile_only)
+    values, norms = torch.zeros(len(formula.stats), POINTS), torch.ones(POINTS)
+    labels = torch.zeros(POINTS, dtype=torch.int64)
+    side = Side(values, values, values.to(torch.int64))
+    eps = NOISE * torch.finfo(torch.float32).eps
+    tile = Tile(torch.zeros(POINTS, POINTS), labels, labels, 0, 0, norms, norms, eps)
     for number, stage in enumerate(formula.stages):
-        backend.stats(op, number, tile, statistics, statistics, statistics, side.index)
-        if stage.drow:
-            backend.input_grads(op, number, tile, side, side, False)
-        if stage.dcol:
-            backend.input_grads(op, number, tile, side, side, True)
+        yield f"stats {number}", partial(backend.stats, op, number, tile, values, values, values, side.index)
+        for swapped, slope in ((False, stage.drow), (True, stage.dcol)):
+            if slope is not None:
+                name = f"input_grads {number} {slope.__name__}"
+                yield name, partial(backend.input_grads, op, number, tile, side, side, swapped)
     for both in (False, True):
-        backend.weights(op, tile, side, side, both, norms if metric.norms else None)
-    return found
+        yield f"weights{' both' * both}", partial(backend.weights, op, tile, side, side, both, norms)
+
+
+def usage(kernel: object) -> Usage:
+    """What a compiled kernel needs, according to its binary."""
+    from triton import knobs
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as binary:
+        binary.write(kernel.asm["cubin"])
+        binary.flush()
+        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", binary.name]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = {name: int(number) for name, number in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", report)}
+    instructions = re.findall(r"^\s+(?:@!?%p\d+ )?[a-z][\w.:]*\s.*;", kernel.asm["ptx"], re.MULTILINE)
+    # Nothing but spilled registers lives on the stack of these kernels.
+    return Usage(found["REG"], kernel.metadata.shared, found["STACK"] + found["LOCAL"], len(instructions))
 
 
 def main() -> int:
-    print(list((k, usage(c)) for k, c in compiled(extremes.FORMULA, METRICS[1])))
+    parser = argparse.ArgumentParser(description="Compile the Triton kernels without a GPU and print what each needs.")
+    parser.add_argument("losses", nargs="*", metavar="LOSS", help="name of a loss (default: all)")
+    wanted = parser.parse_args().losses
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        parser.error("TRITON_INTERPRET=1 replaces the compiler; unset it")
+    from triton.runtime import driver
+
+    made: list[object] = []
+
+    def compile_only(kernel, tile, *arguments, **constants):
+        made.append(kernel.warmup(*arguments, **constants, **BLOCK, grid=(1,)))
+
+    failures = 0
+    line = "{:<24} {:<20} {:<18} {:<6} {:>9} {:>7} {:>8} {:>13}"
+    print(line.format("kernel", "formula", "metric", "target", *Usage._fields))
+    for architecture in ARCHITECTURES:
+        driver.set_active(Target(architecture))
+        for formula, metric in cases():
+            name = formula.key.rpartition(".")[2]
+            if wanted and name not in wanted:
+                continue
+            for kernel, call in calls(formula, metric, TritonBackend(compile_only)):
+                try:
+                    call()
+                    needs = usage(made.pop())
+                except Exception as error:
+                    failures += 1
+                    print(f"{kernel} of {name} on {metric.__name__}, sm_{architecture}: {error}", file=sys.stderr)
+                else:
+                    failures += needs.spilled > 0
+                    print(line.format(kernel, name, metric.__name__, f"sm_{architecture}", *needs), flush=True)
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":
-    from triton.runtime import driver
-    driver.set_active(_Absent(90))
     sys.exit(main())

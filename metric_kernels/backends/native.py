@@ -45,16 +45,24 @@ class NativeBackend:
         return None
 
     def stats(self, op: Op, stage: int, tile: Tile, rows: Tensor, cols: Tensor, out: Tensor, index: Tensor):
-        _extension()[0].stats(_tile(op, tile), stage, rows.numpy(), cols.numpy(), out.numpy(), index.numpy())
+        current = op.formula.stages[stage]
+        _extension()[0].stats(
+            *_arguments(op, tile),
+            stage,
+            rows.numpy() if current.rows else None,
+            cols.numpy() if current.cols else None,
+            out.numpy(),
+            _optional(index),
+        )
 
     def weights(self, op: Op, tile: Tile, rows: Side, cols: Side, both: bool, norm_grad: Tensor | None):
-        norm = tile.s.new_empty(0) if norm_grad is None else norm_grad
-        _extension()[0].weights(_tile(op, tile), _side(rows), _side(cols), both, norm.numpy())
+        norm = None if norm_grad is None else norm_grad.numpy()
+        _extension()[0].weights(*_arguments(op, tile), *_side(rows), *_side(cols), both, norm)
 
     def input_grads(self, op: Op, stage: int, tile: Tile, rows: Side, cols: Side, swapped: bool) -> Tensor:
         current = op.formula.stages[stage]
         out = tile.s.new_empty(len(current.cols if swapped else current.rows), tile.s.shape[0])
-        _extension()[0].input_grads(_tile(op, tile), stage, _side(rows), _side(cols), swapped, out.numpy())
+        _extension()[0].input_grads(*_arguments(op, tile), stage, *_side(rows), *_side(cols), swapped, out.numpy())
         return out
 
 
@@ -62,26 +70,30 @@ def _changed(module: str, built: str) -> bool:
     return digest(sys.modules[module].__file__) != built
 
 
-def _tile(op: Op, tile: Tile):
+def _arguments(op: Op, tile: Tile) -> tuple:
     native = _extension()[0]
-    return native.Tile(
+    return (
         native.formulas[op.formula.key][0],
-        native.metrics.index(op.metric.__name__),
+        native.metrics[op.metric.__name__],
         tile.s.numpy(),
         tile.labels.numpy(),
         tile.ref_labels.numpy(),
         tile.row,
         tile.diagonal,
-        tile.p.numpy(),
-        tile.q.numpy(),
+        _optional(tile.p),
+        _optional(tile.q),
         tile.eps,
         [p for stage in op.params for p in stage],
         torch.get_num_threads(),
     )
 
 
-def _side(side: Side):
-    return _extension()[0].Side(side.values.numpy(), side.grads.numpy(), side.index.numpy())
+def _side(side: Side) -> tuple:
+    return side.values.numpy(), side.grads.numpy(), _optional(side.index)
+
+
+def _optional(tensor: Tensor):
+    return tensor.numpy() if tensor.numel() else None
 
 
 BACKEND = NativeBackend()

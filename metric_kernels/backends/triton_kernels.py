@@ -17,6 +17,8 @@ import triton
 import triton.language as tl
 
 INTERPRETED = triton.knobs.runtime.interpret
+# Positions in metric_kernels.language.KINDS.
+TOTAL, LSE, COUNT, LARGEST, SMALLEST = map(tl.constexpr, range(5))
 NO_COLUMN = tl.constexpr(2**31 - 1)
 
 
@@ -72,11 +74,11 @@ def _start(KINDS: tl.constexpr, stage: tl.constexpr, HEIGHT: tl.constexpr, WIDTH
     lowest = tl.full((HEIGHT, WIDTH), float("-inf"), tl.float32)
     states = ()
     for k in tl.static_range(len(KINDS[stage])):
-        if KINDS[stage][k] == "total":
+        if KINDS[stage][k] == TOTAL:
             states += (zero,)
-        elif KINDS[stage][k] == "count":
+        elif KINDS[stage][k] == COUNT:
             states += (zero.to(tl.int32),)
-        elif KINDS[stage][k] == "lse":
+        elif KINDS[stage][k] == LSE:
             states += ((lowest, zero),)
         else:
             states += (_ranked(lowest, NO_COLUMN),)
@@ -89,14 +91,14 @@ def _after(states, values, masks, j, KINDS: tl.constexpr, SIDES: tl.constexpr, s
     after = ()
     for k in tl.static_range(len(KINDS[stage])):
         inside = masks[SIDES[stage][k]]
-        if KINDS[stage][k] == "total":
+        if KINDS[stage][k] == TOTAL:
             after += (states[k] + tl.where(inside, values[k], 0.0),)
-        elif KINDS[stage][k] == "count":
+        elif KINDS[stage][k] == COUNT:
             after += (states[k] + (tl.where(inside, values[k], 0.0) != 0.0).to(tl.int32),)
-        elif KINDS[stage][k] == "lse":
+        elif KINDS[stage][k] == LSE:
             after += (_add_exp(states[k], tl.where(inside, values[k], float("-inf")), inside),)
         else:
-            value = values[k] if KINDS[stage][k] == "largest" else -values[k]
+            value = values[k] if KINDS[stage][k] == LARGEST else -values[k]
             ranked = _ranked(tl.where(inside, value, float("-inf")), tl.where(inside, j, NO_COLUMN))
             after += (tl.maximum(states[k], ranked),)
     return after
@@ -145,7 +147,7 @@ def _pair_grad(
     anchor,
     other,
     column,
-    params,
+    parameters,
     pairs,
     dpairs,
     KINDS: tl.constexpr,
@@ -159,14 +161,14 @@ def _pair_grad(
     total = tl.zeros_like(v)
     for n in tl.static_range(len(KINDS)):
         inputs = _inputs(values, other[0], ROWS, COLS, n)
-        t = pairs[n](v, *inputs, *params[n])
-        slope = dpairs[n](v, *inputs, *params[n])
+        t = pairs[n](v, *inputs, *parameters[n])
+        slope = dpairs[n](v, *inputs, *parameters[n])
         for k in tl.static_range(len(KINDS[n])):
-            if KINDS[n][k] != "count":
+            if KINDS[n][k] != COUNT:
                 term = grads[FIRST[n] + k] * slope[k]
-                if KINDS[n][k] == "lse":
+                if KINDS[n][k] == LSE:
                     term *= tl.exp(t[k] - values[FIRST[n] + k])
-                elif KINDS[n][k] != "total":
+                elif KINDS[n][k] != TOTAL:
                     term = tl.where(index[FIRST[n] + k] == column, term, 0.0)
                 total += tl.where(masks[SIDES[n][k]], term, 0.0)
     return total
@@ -187,7 +189,7 @@ def stats(
     cols,
     out,
     index,
-    params,
+    parameters,
     VALUE: tl.constexpr,
     PAIR: tl.constexpr,
     STAGE: tl.constexpr,
@@ -210,17 +212,17 @@ def stats(
         product = tl.load(s + i.to(tl.int64) * n + j, mask=(i < m) & (j < n), other=0.0)
         v = VALUE(product, p_i, _norm(q, j, j < n), eps)
         col = _read(cols, COUNTS[1], j, j < n)
-        values = PAIR(v, *_inputs(row, col, ROWS, COLS, STAGE), *params)
+        values = PAIR(v, *_inputs(row, col, ROWS, COLS, STAGE), *parameters)
         states = _after(states, values, _masks(label, ref_labels, i, j, m, n, diagonal), j, KINDS, SIDES, STAGE)
     for k in tl.static_range(len(KINDS[STAGE])):
-        if KINDS[STAGE][k] == "lse":
+        if KINDS[STAGE][k] == LSE:
             found = _log_sum_exp(states[k])
-        elif KINDS[STAGE][k] == "total" or KINDS[STAGE][k] == "count":
+        elif KINDS[STAGE][k] == TOTAL or KINDS[STAGE][k] == COUNT:
             found = tl.sum(states[k], 1, keep_dims=True).to(tl.float32)
         else:
             extreme, column = _unranked(tl.max(states[k], 1, keep_dims=True))
             tl.store(index[0] + k * tl.cast(index[1], tl.int64) + i, column, mask=i < m)
-            found = extreme if KINDS[STAGE][k] == "largest" else -extreme
+            found = extreme if KINDS[STAGE][k] == LARGEST else -extreme
         tl.store(out[0] + k * tl.cast(out[1], tl.int64) + i, found, mask=i < m)
 
 
@@ -239,7 +241,7 @@ def weights(
     cols,
     norm_grad,
     row,
-    params,
+    parameters,
     pairs,
     dpairs,
     VALUE: tl.constexpr,
@@ -269,13 +271,13 @@ def weights(
         theirs = _read_side(cols, COL_COUNTS, j, j < n)
         masks = _masks(label, ref_labels, i, j, m, n, diagonal)
         v = VALUE(product, p_i, q_j, eps)
-        there = _pair_grad(v, masks, mine, theirs, j, params, pairs, dpairs, KINDS, SIDES, ROWS, COLS, FIRST)
+        there = _pair_grad(v, masks, mine, theirs, j, parameters, pairs, dpairs, KINDS, SIDES, ROWS, COLS, FIRST)
         slope, norm_slope = DVALUE(product, p_i, q_j, eps)
         w = there * slope
         share = there * norm_slope
         if BOTH:
             v = VALUE(product, q_j, p_i, eps)
-            back = _pair_grad(v, masks, theirs, mine, row + i, params, pairs, dpairs, KINDS, SIDES, ROWS, COLS, FIRST)
+            back = _pair_grad(v, masks, theirs, mine, row + i, parameters, pairs, dpairs, KINDS, SIDES, ROWS, COLS, FIRST)
             slope, norm_slope = DVALUE(product, q_j, p_i, eps)
             w += back * slope
             # An anchor's value depends on the other norm through q - 2 s.
@@ -300,7 +302,7 @@ def input_grads(
     rows,
     cols,
     out,
-    params,
+    parameters,
     VALUE: tl.constexpr,
     SLOPE: tl.constexpr,
     STAGE: tl.constexpr,
@@ -331,11 +333,11 @@ def input_grads(
         masks = _masks(label, ref_labels, i, j, m, n, diagonal)
         if SWAPPED:
             v = VALUE(product, q_j, p_i, eps)
-            slopes = SLOPE(v, *_inputs(theirs[0], mine[0], ROWS, COLS, STAGE), *params)
+            slopes = SLOPE(v, *_inputs(theirs[0], mine[0], ROWS, COLS, STAGE), *parameters)
             totals = _with_slopes(totals, theirs[1], slopes, masks, KINDS, SIDES, FIRST, STAGE)
         else:
             v = VALUE(product, p_i, q_j, eps)
-            slopes = SLOPE(v, *_inputs(mine[0], theirs[0], ROWS, COLS, STAGE), *params)
+            slopes = SLOPE(v, *_inputs(mine[0], theirs[0], ROWS, COLS, STAGE), *parameters)
             totals = _with_slopes(totals, mine[1], slopes, masks, KINDS, SIDES, FIRST, STAGE)
     for r in tl.static_range(WANTED):
         tl.store(out[0] + r * tl.cast(out[1], tl.int64) + i, tl.sum(totals[r], 1, keep_dims=True), mask=i < m)

@@ -19,8 +19,8 @@ WIDTH = 128
 PER_CLASS = 4
 # Losses over triplets or pairs of pairs cost some peers 16 times as much in time and memory when the batch doubles. Past this
 # time per step the next batch could take minutes and more memory than a laptop has.
-TOO_SLOW_S = 0.15
-SECONDS_PER_BATCH = 1.5
+TOO_SLOW_S = 0.7
+SECONDS_PER_BATCH = 1.0
 
 
 def batch_of(size: int) -> tuple[Tensor, Tensor]:
@@ -47,12 +47,12 @@ def times(losses: dict[str, nn.Module]) -> dict[int, dict[str, float]]:
 
 def interleaved_medians(actions: dict[str, Callable[[], None]]) -> dict[str, float]:
     """Median seconds of each action. They take turns, so a slow moment of the machine falls on all of them alike."""
-    for action in actions.values():  # compiles, starts threads
+    for action in actions.values():  # the first call compiles and starts threads
         action()
     start = time.perf_counter()
     taken = {name: [_seconds(action)] for name, action in actions.items()}
     round_s = time.perf_counter() - start
-    for _ in range(max(2, min(100, int(SECONDS_PER_BATCH / round_s)))):
+    for _ in range(min(100, max(1, int(SECONDS_PER_BATCH / round_s)))):
         for name, action in actions.items():
             taken[name].append(_seconds(action))
     return {name: statistics.median(t) for name, t in taken.items()}

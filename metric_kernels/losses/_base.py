@@ -188,7 +188,8 @@ class PairLoss(nn.Module):
         first = self.formula.first[-1]
         gate = self._gate(values)
         losses = [
-            r.of_pairs(values[first + 2 * k], values[first + 2 * k + 1], batch.labels) for k, r in enumerate(reducer)
+            r.of_pairs(values[first + 2 * k], values[first + 2 * k + 1].detach(), batch.labels)
+            for k, r in enumerate(reducer)
         ]
         loss = losses[0] if len(losses) == 1 else sum(losses)
         return loss if gate is None else torch.where(gate, loss, 0.0)

@@ -1,5 +1,6 @@
 import torch
 
+from metric_kernels.core import finite
 from metric_kernels.language import count, lse, total
 from metric_kernels.losses._base import PairLoss
 from metric_kernels.reducers import AvgNonZeroReducer
@@ -47,7 +48,6 @@ class SupConLoss(PairLoss):
 
     def row(self, positives, negatives, logits, number):
         valid = (number > 0) & ~torch.isneginf(negatives).all()
-        # Anchors that do not count must not send an infinity, nor a NaN times zero, back through the logarithm.
-        positives = torch.where(valid, positives, 0.0)
-        everything = torch.logaddexp(positives, torch.where(valid, negatives, 0.0))
-        return torch.where(valid, everything - logits / number.clamp(min=1.0), 0.0)
+        # An anchor without positives must not send the NaN of -inf minus -inf back through the logarithm.
+        everything = torch.logaddexp(finite(positives), negatives)
+        return (everything - logits / number.detach().clamp(min=1.0)) * valid

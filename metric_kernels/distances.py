@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from metric_kernels import metrics
 from metric_kernels.pairwise import gram_matrix
 
-__all__ = ["CosineSimilarity", "Distance", "DotProductSimilarity", "LpDistance", "SNRDistance", "adopt"]
+__all__ = ["CosineSimilarity", "Distance", "DotProductSimilarity", "LpDistance", "SNRDistance", "adopt", "pairwise_distance"]
 
 
 class Distance(torch.nn.Module):
@@ -106,7 +106,9 @@ class DotProductSimilarity(Distance):
         return metrics.Dot if self.power == 1 and (self.p == 2 or not self.normalize_embeddings) else None
 
     def matrix(self, x, y):
-        return (self.normalized(x) @ self.normalized(y).t()) ** self.power
+        if self.metric is None:
+            return (self.normalized(x) @ self.normalized(y).t()) ** self.power
+        return gram_matrix(x, None if y is x else y, metrics.Dot, self.normalize_embeddings)
 
     def rowwise(self, x, y):
         return (self.normalized(x) * self.normalized(y)).sum(1) ** self.power
@@ -178,3 +180,48 @@ def adopt(distance: object) -> Distance:
         options = {name: getattr(distance, name) for name in wanted[:3]}
         return _KNOWN[kind.__name__](**options)
     return _Foreign(distance)
+
+
+_METRICS = {
+    "cosine": (CosineSimilarity, {}),
+    "dot": (DotProductSimilarity, {"normalize_embeddings": False}),
+    "euclidean": (LpDistance, {"normalize_embeddings": False}),
+    "squared_euclidean": (LpDistance, {"normalize_embeddings": False, "power": 2}),
+    "snr": (SNRDistance, {"normalize_embeddings": False}),
+}
+
+
+def pairwise_distance(x: Tensor, y: Tensor | None = None, metric: str | Distance = "euclidean") -> Tensor:
+    """The differentiable matrix of a metric between all rows of x and of y.
+
+    Args:
+        x: (N, D), any floating type.
+        y: (M, D); x by default.
+        metric: "euclidean", "squared_euclidean", "cosine" (a similarity), "dot" (a similarity) or "snr", none of which but
+            the cosine normalises; or an object of :mod:`metric_kernels.distances`.
+    Returns:
+        (N, M) in the type of x, computed in float32 (float64 for float64).
+    Raises:
+        ValueError: an unknown metric or shapes that do not match.
+
+    By the Gram identity, with two or three matrix products in all. A Euclidean distance below its rounding error is 0, and
+    so is its gradient. A second derivative raises.
+
+    Example:
+        >>> import torch
+        >>> from metric_kernels import pairwise_distance
+        >>> pairwise_distance(torch.tensor([[0.0, 0.0], [3.0, 4.0]]))
+        tensor([[0., 5.],
+                [5., 0.]])
+    """
+    if isinstance(metric, str):
+        if metric not in _METRICS:
+            raise ValueError(f"metric: expected one of {', '.join(_METRICS)} or a distance, got {metric!r}")
+        kind, options = _METRICS[metric]
+        metric = kind(**options)
+    for name, value in (("x", x), ("y", x if y is None else y)):
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            raise TypeError(f"{name}: expected a tensor of a floating type, got {getattr(value, 'dtype', type(value))}")
+        if value.ndim != 2 or value.shape[1] != x.shape[-1]:
+            raise ValueError(f"{name}: expected shape (rows, {x.shape[-1]}), got {tuple(value.shape)}")
+    return adopt(metric)(x, y)

@@ -29,6 +29,11 @@ class NativeBackend:
     def unusable(self) -> str | None:
         return _extension()[1]
 
+    def detail(self) -> str:
+        native = _extension()[0]
+        threads = "OpenMP" if native.openmp else "no OpenMP"
+        return f"{native.isa()} of {', '.join(native.isas())}; {threads}"
+
     def supports(self, formula: Formula, metric: type, device: str, dtype: torch.dtype) -> str | None:
         native, reason = _extension()
         if native is None:

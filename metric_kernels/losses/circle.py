@@ -26,7 +26,7 @@ class CircleLoss(PairLoss):
         >>> from metric_kernels.losses import CircleLoss
         >>> loss = CircleLoss(gamma=1)
         >>> loss(torch.eye(4), torch.tensor([0, 0, 1, 1]))
-        tensor(1.6559)
+        tensor(1.5989)
     """
 
     default_reducer = AvgNonZeroReducer

@@ -1,0 +1,3 @@
+from metric_kernels.report import report
+
+print(report())

@@ -1,6 +1,7 @@
 """Builds the compiled row kernels. Everything else about the package stands in pyproject.toml."""
 
 import importlib.util
+import os
 import platform
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +18,8 @@ if X86:
     ISAS["avx512"] = {"unix": AVX512, "msvc": ["/arch:AVX512"]}
 # Comparisons and square roots vectorise only if they need not raise; NaN and infinity keep their meaning.
 FLAGS = {"unix": ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"], "msvc": ["/O2"]}
+if os.environ.get("METRIC_KERNELS_SANITIZE"):
+    FLAGS["unix"] = ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", *FLAGS["unix"][1:]]
 OPENMP = {"unix": ["-fopenmp"], "msvc": ["/openmp"]}
 
 
@@ -48,7 +51,7 @@ class BuildKernels(build_ext):
                 ext.extra_objects += objects
         ext.define_macros += [(f"HAVE_{isa.upper()}", "1") for isa in isas]
         ext.extra_compile_args += flags
-        ext.extra_link_args += openmp if kind == "unix" else []
+        ext.extra_link_args += [f for f in flags if f.startswith(("-fopenmp", "-fsanitize"))]
         super().build_extension(ext)
 
     def _compiles(self, folder, flags):

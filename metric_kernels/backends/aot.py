@@ -75,7 +75,7 @@ def calls(formula: Formula, metric: type, backend: TritonBackend) -> Iterator[tu
                 name = f"input_grads {number} {slope.__name__}"
                 yield name, partial(backend.input_grads, op, number, tile, side, side, swapped)
     for both in (False, True):
-        yield f"weights{' both' * both}", partial(backend.weights, op, tile, side, side, both, norms)
+        yield f"weights{' both' * both}", partial(backend.weights, op, tile, side, side, both, norms if metric.norms else None)
 
 
 def usage(kernel: object) -> Usage:

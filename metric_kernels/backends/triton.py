@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import inspect
 import os
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Callable
 
 import torch
 from torch import Tensor
 
-from metric_kernels.language import KINDS, SIDES, Formula, Op, bind
+from metric_kernels.language import SIDES, Formula, Op, bind
 from metric_kernels.tile import Side, Tile
 
-# Row by row the columns of a block are laid out over the threads in the same way whatever is read of them, so that nothing
-# is exchanged between threads before the end of a row; four columns a thread keep the registers few.
+# In a block of one row whatever is read of its columns is spread over the threads in the same way, so that no thread waits
+# for another before the end of the row.
 BLOCK = {"HEIGHT": 1, "WIDTH": 512, "num_warps": 4, "enable_fp_fusion": True}
 # An operation of the interpreter costs the same whatever its size.
 INTERPRETED_BLOCK = {"HEIGHT": 32, "WIDTH": 32}
 
 
-
 class TritonBackend:
+    """``launch(kernel, tile, *arguments, **constants)`` runs a kernel over the rows of a tile."""
+
     name = "triton"
 
     def __init__(self, launch: Callable | None = None):
@@ -32,17 +35,18 @@ class TritonBackend:
         if importlib.util.find_spec("triton") is None:
             return "triton is not installed"
         if not torch.cuda.is_available() and not _interpreted():
-            return "there is no CUDA device, and TRITON_INTERPRET=1 is not set"
+            return "no CUDA device, and TRITON_INTERPRET=1 is not set"
         return None
 
     def supports(self, formula: Formula, metric: type, device: str, dtype: torch.dtype) -> str | None:
-        reason = self.unusable()
-        if reason is not None:
-            return reason
+        if self.unusable():
+            return self.unusable()
         if device != "cuda" and not (device == "cpu" and _interpreted()):
-            return f"it runs on CUDA tensors, or on CPU tensors with TRITON_INTERPRET=1, not on {device}"
+            return f"no kernels for {device} tensors"
         if dtype != torch.float32:
-            return f"it computes in float32, not in {dtype}"
+            return f"computes in float32, not {dtype}"
+        if not all(_has_source(stage.pair) for stage in formula.stages):
+            return "compiles from source, which is not available for the formula"
         return None
 
     def stats(self, op: Op, stage: int, tile: Tile, rows: Tensor, cols: Tensor, out: Tensor, index: Tensor):
@@ -56,16 +60,16 @@ class TritonBackend:
             _matrix(out),
             _matrix(index),
             op.params[stage],
-            VALUE=_functor(op.metric.value),
-            PAIR=_functor(current.pair),
+            VALUE=_compiled(op.metric.value),
+            PAIR=_compiled(current.pair),
+            FORMULA=_structure(op.formula),
             STAGE=stage,
             COUNTS=(len(rows), len(cols) if current.cols else 0),
-            **_structure(op.formula),
         )
 
     def weights(self, op: Op, tile: Tile, rows: Side, cols: Side, both: bool, norm_grad: Tensor | None):
-        counts = _counts(op.formula)
-        col_counts = counts if both else (counts[0] if op.formula.two_sided else 0, 0, 0)
+        formula, number = op.formula, len(op.formula.stats)
+        counts = (number, number, number if formula.extremes else 0)
         self.launch(
             _kernels().weights,
             tile,
@@ -75,21 +79,19 @@ class TritonBackend:
             norm_grad,
             tile.row,
             op.params,
-            tuple(_functor(stage.pair) for stage in op.formula.stages),
-            tuple(_functor(stage.dpair) for stage in op.formula.stages),
-            VALUE=_functor(op.metric.value),
-            DVALUE=_functor(op.metric.dvalue),
+            tuple(_compiled(stage.pair) for stage in formula.stages),
+            tuple(_compiled(stage.dpair) for stage in formula.stages),
+            VALUE=_compiled(op.metric.value),
+            DVALUE=_compiled(op.metric.dvalue),
+            FORMULA=_structure(formula),
             BOTH=both,
             ROW_COUNTS=counts,
-            COL_COUNTS=col_counts,
-            **_structure(op.formula),
+            COL_COUNTS=counts if both else (number if formula.two_sided else 0, 0, 0),
         )
 
     def input_grads(self, op: Op, stage: int, tile: Tile, rows: Side, cols: Side, swapped: bool) -> Tensor:
-        current = op.formula.stages[stage]
-        wanted = len(current.cols if swapped else current.rows)
-        out = tile.s.new_empty(wanted, len(tile.s))
-        number = len(op.formula.stats)
+        current, number = op.formula.stages[stage], len(op.formula.stats)
+        out = tile.s.new_empty(len(current.cols if swapped else current.rows), len(tile.s))
         self.launch(
             _kernels().input_grads,
             tile,
@@ -98,16 +100,57 @@ class TritonBackend:
             tuple(map(_matrix, cols)),
             _matrix(out),
             op.params[stage],
-            VALUE=_functor(op.metric.value),
-            SLOPE=_functor(current.dcol if swapped else current.drow),
+            VALUE=_compiled(op.metric.value),
+            SLOPE=_compiled(current.dcol if swapped else current.drow),
+            FORMULA=_structure(op.formula),
             STAGE=stage,
             SWAPPED=swapped,
-            WANTED=wanted,
+            INPUTS=len(out),
             ROW_COUNTS=(number, 0 if swapped else number, 0),
             COL_COUNTS=(number if swapped or current.cols else 0, number if swapped else 0, 0),
-            **_structure(op.formula),
         )
         return out
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What the kernels know of a formula beside its functions: tuples by stage, of one entry per statistic or input."""
+
+    kinds: tuple[tuple[str, ...], ...]
+    sides: tuple[tuple[int, ...], ...]
+    rows: tuple[tuple[int, ...], ...]
+    cols: tuple[tuple[int, ...], ...]
+    first: tuple[int, ...]
+
+
+@functools.cache
+def _structure(formula: Formula) -> Structure:
+    stages = formula.stages
+    return Structure(
+        kinds=tuple(tuple(stat.kind for stat in stage.stats) for stage in stages),
+        sides=tuple(tuple(SIDES.index(stat.side) for stat in stage.stats) for stage in stages),
+        rows=tuple(stage.rows for stage in stages),
+        cols=tuple(stage.cols for stage in stages),
+        first=formula.first,
+    )
+
+
+@functools.cache
+def _compiled(function: Callable) -> object:
+    """A function of a formula or metric as kernels call it."""
+    import triton
+
+    from metric_kernels.backends import triton_fn
+
+    spelled = bind(function, triton_fn, tl=triton.language)
+    # Triton tells the functions that a kernel calls apart by their qualified names.
+    spelled.__qualname__ = function.__qualname__
+    return triton.jit(spelled)
+
+
+@functools.cache
+def _kernels() -> ModuleType:
+    return importlib.import_module("metric_kernels.backends.triton_kernels")
 
 
 def _launch(kernel, tile: Tile, *arguments: object, **constants: object) -> None:
@@ -121,36 +164,11 @@ def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-@functools.cache
-def _kernels() -> ModuleType:
-    return importlib.import_module("metric_kernels.backends.triton_kernels")
-
-
-@functools.cache
-def _functor(function: Callable) -> object:
-    """A function of a formula or metric as Triton compiles it."""
-    import triton
-
-    from metric_kernels.backends import triton_fn
-
-    return triton.jit(bind(function, triton_fn, tl=triton.language))
-
-
-@functools.cache
-def _structure(formula: Formula) -> dict[str, tuple]:
-    stages = formula.stages
-    return {
-        "KINDS": tuple(tuple(KINDS.index(s.kind) for s in stage.stats) for stage in stages),
-        "SIDES": tuple(tuple(SIDES.index(s.side) for s in stage.stats) for stage in stages),
-        "ROWS": tuple(stage.rows for stage in stages),
-        "COLS": tuple(stage.cols for stage in stages),
-        "FIRST": formula.first,
-    }
-
-
-def _counts(formula: Formula) -> tuple[int, int, int]:
-    number = len(formula.stats)
-    return number, number, number if formula.extremes else 0
+def _has_source(function: Callable) -> bool:
+    try:
+        return bool(inspect.getsource(function))
+    except OSError:
+        return False
 
 
 def _matrix(statistics: Tensor) -> tuple[Tensor, int]:
@@ -159,7 +177,7 @@ def _matrix(statistics: Tensor) -> tuple[Tensor, int]:
 
 def _points(op: Op, tile: Tile) -> tuple:
     p, q = (tile.p, tile.q) if op.metric.norms else (None, None)
-    return tile.s, tile.labels, tile.ref_labels, p, q, *tile.s.shape, tile.diagonal, tile.eps
+    return (tile.s, tile.labels, tile.ref_labels, p, q), *tile.s.shape, tile.diagonal, tile.eps
 
 
 BACKEND = TritonBackend()

@@ -1,0 +1,62 @@
+# `make demo` and `make test` need Python 3.10 or newer and a C++ compiler; they set up all else in .venv, once.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml constraints.txt setup.py $(wildcard csrc/*) $(wildcard metric_kernels/losses/*.py) \
+	metric_kernels/metrics.py metric_kernels/extremes.py metric_kernels/digest.py
+
+.PHONY: help setup demo test nightly aot sanitize bench lint wheel clean
+
+help:
+	@echo "make demo      train on handwritten digits, compare with other libraries, draw pictures"
+	@echo "make test      run the tests, with branch coverage"
+	@echo "make bench     measure against the matrix products, torch.compile and pytorch-metric-learning"
+	@echo "make aot       compile every Triton kernel for sm_80 and sm_90; no GPU needed"
+	@echo "make sanitize  run the C++ kernels under AddressSanitizer and UndefinedBehaviourSanitizer"
+	@echo "make nightly   the tests with the slow sweeps, aot and sanitize"
+	@echo "make lint | wheel | clean"
+
+setup: $(VENV)/installed
+
+$(VENV)/installed: $(SOURCES)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "Python 3.10 or newer is needed; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+demo: setup
+	$(BIN)/metric-kernels demo $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest -q --cov --cov-report=term $(ARGS)
+
+nightly: setup aot sanitize
+	$(BIN)/python -m pytest -q -m "slow or not slow"
+
+aot: setup
+	$(BIN)/python -m metric_kernels.backends.aot
+
+bench: setup
+	$(BIN)/python -m pytest benchmarks -q $(ARGS)
+	$(BIN)/python -m benchmarks.bars
+
+# A second installation, so that the sanitized extension never takes the place of the fast one.
+SANITIZED := build/sanitized
+sanitize: setup
+	METRIC_KERNELS_SANITIZE=1 $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+		--target $(SANITIZED) .
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 PYTHONPATH=$(SANITIZED) METRIC_KERNELS_BACKEND=native \
+		$(BIN)/pytest -q -p no:cacheprovider tests/test_native.py tests/test_sanitized.py
+
+lint: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check ruff==0.17.6
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+wheel: setup
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info metric_kernels/_native*

@@ -19,13 +19,13 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     try:
         _demo(arguments)
-    except _Refused as reason:
+    except _UsageError as reason:
         print(f"metric-kernels demo: {reason}", file=sys.stderr)
         return 2
     return 0
 
 
-class _Refused(Exception):
+class _UsageError(Exception):
     """What the user has to change, in one line."""
 
 
@@ -50,11 +50,12 @@ def _parser() -> argparse.ArgumentParser:
 def _demo(arguments: argparse.Namespace) -> None:
     missing = [name for name in demo.NEEDS if importlib.util.find_spec(name) is None]
     if missing:
-        raise _Refused(f"{', '.join(missing)} not installed; run: pip install 'metric-kernels[demo]'")
+        raise _UsageError(f"{', '.join(missing)} not installed; run: pip install 'metric-kernels[demo]'")
     _check(arguments)
     loss = _loss(arguments.loss)
     if arguments.backend:
         _check_backend(loss, arguments.backend)
+    _make_folder(arguments.out)
     demo.run(loss, arguments.epochs, arguments.backend, arguments.out, arguments.seed, arguments.batch_size)
 
 
@@ -67,25 +68,21 @@ def _loss(given: str) -> str:
     try:
         return short[given.lower().removesuffix("loss")]
     except KeyError:
-        raise _Refused(f"--loss: expected one of {', '.join(names)}, got {given}") from None
+        raise _UsageError(f"--loss: expected one of {', '.join(names)}, got {given}") from None
 
 
 def _check(arguments: argparse.Namespace) -> None:
     from metric_kernels.demo.data import BATCH_SIZES, SEEDS
 
     if arguments.epochs < 1:
-        raise _Refused(f"--epochs: expected 1 or more, got {arguments.epochs}")
+        raise _UsageError(f"--epochs: expected 1 or more, got {arguments.epochs}")
     if arguments.batch_size not in BATCH_SIZES:
-        low, high, step = BATCH_SIZES[0], BATCH_SIZES[-1], BATCH_SIZES.step
-        raise _Refused(f"--batch-size: expected a multiple of {step} from {low} to {high}, got {arguments.batch_size}")
+        sizes = f"a multiple of {BATCH_SIZES.step} from {BATCH_SIZES[0]} to {BATCH_SIZES[-1]}"
+        raise _UsageError(f"--batch-size: expected {sizes}, got {arguments.batch_size}")
     if arguments.seed not in SEEDS:
-        raise _Refused(f"--seed: expected {SEEDS[0]} to {SEEDS[-1]}, got {arguments.seed}")
+        raise _UsageError(f"--seed: expected {SEEDS[0]} to {SEEDS[-1]}, got {arguments.seed}")
     if arguments.backend not in (None, *backends.NAMES):
-        raise _Refused(f"--backend: expected one of {', '.join(backends.NAMES)}, got {arguments.backend}")
-    try:
-        Path(arguments.out).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _Refused(f"--out: {error}") from None
+        raise _UsageError(f"--backend: expected one of {', '.join(backends.NAMES)}, got {arguments.backend}")
 
 
 def _check_backend(loss: str, backend: str) -> None:
@@ -95,4 +92,11 @@ def _check_backend(loss: str, backend: str) -> None:
     try:
         measure.step(contenders.build(contenders.OURS, loss, backend), *measure.batch_of(8))
     except RuntimeError as error:
-        raise _Refused(f"--backend: {error}") from None
+        raise _UsageError(f"--backend: {error}") from None
+
+
+def _make_folder(path: str) -> None:
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _UsageError(f"--out: {error}") from None

@@ -137,17 +137,20 @@ class Sweep:
         n, m = len(x.z), len(y.z)
         scratch = None
         for rows in _tiles(n, m, x.z.element_size(), self.kept is not None):
+            whole = rows.start == 0 and rows.stop == n
             if self.kept is not None:
-                s = self.kept[rows]
+                s = self.kept if whole else self.kept[rows]
             else:
                 if scratch is None:
                     scratch = x.z.new_empty(rows.stop - rows.start, m)
                 s = scratch[: rows.stop - rows.start]
             if not self.filled:
-                torch.mm(x.z[rows], y.z.t(), out=s)
-            p = x.squares[rows] if len(x.squares) else x.squares
+                torch.mm(x.z if whole else x.z[rows], y.z.t(), out=s)
+            labels, p = problem.labels, x.squares
+            if not whole:
+                labels, p = labels[rows], p[rows] if problem.op.metric.norms else p
             diagonal = rows.start if problem.exclude_self else -1
-            yield rows, Tile(s, problem.labels[rows], problem.ref_labels, rows.start, diagonal, p, y.squares, self.eps)
+            yield rows, Tile(s, labels, problem.ref_labels, rows.start, diagonal, p, y.squares, self.eps)
         self.filled = self.kept is not None
 
     def mirrored(self) -> Sweep:

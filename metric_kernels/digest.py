@@ -11,12 +11,13 @@ import hashlib
 from pathlib import Path
 
 
+_PARTS = ("pair", "dpair", "drow", "dcol", "value", "dvalue")
+
+
 @functools.cache
 def digest(path: str) -> str:
-    """SHA-256 of the syntax of a Python file: comments, docstrings and layout do not count."""
+    """SHA-256 of the formulas in a Python file: the functions of stages and metrics, and class attributes such as stats."""
     tree = ast.parse(Path(path).read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            node.body = [s for s in body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
-    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
+    bodies = (node.body for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+    parts = [s for body in bodies for s in body if isinstance(s, ast.Assign) or getattr(s, "name", None) in _PARTS]
+    return hashlib.sha256("\n".join(map(ast.unparse, parts)).encode()).hexdigest()

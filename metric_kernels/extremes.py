@@ -83,4 +83,4 @@ def row_extremes(
         given=given,
         backend=backend,
     )
-    return RowExtremes(*values.to(embeddings.dtype).unbind(0), index)
+    return RowExtremes(*(v.to(embeddings.dtype) for v in values), index)

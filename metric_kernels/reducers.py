@@ -57,7 +57,7 @@ class MeanReducer(Reducer):
     """Mean of all losses; 0 if there are none."""
 
     def of_anchors(self, losses, labels):
-        return losses.mean()
+        return losses.sum() / torch.sym_max(losses.shape[0], 1)
 
     def inside(self, losses):
         return torch.ones_like(losses, dtype=torch.bool)
@@ -82,6 +82,9 @@ class AvgNonZeroReducer(ThresholdReducer):
 
     def __init__(self):
         super().__init__(low=0.0)
+
+    def of_anchors(self, losses, labels):
+        return _mean(losses.relu(), losses > 0)
 
 
 class SumReducer(Reducer):

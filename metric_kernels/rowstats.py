@@ -28,8 +28,8 @@ def row_stats(
     exclude_self: bool,
     given: bool = False,
     backend: str | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Statistics (K, N) of every row of x (N, D) against y (M, D), or against x if y is None, and columns of extremes.
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Statistics (N,) each of every row of x (N, D) against y (M, D), or x if y is None, and columns of extremes (K, N).
 
     Differentiable once in x and y. ``exclude_self`` removes the pairs (i, i). With ``given``, x is the matrix (N, M) of
     pair values itself.
@@ -37,8 +37,10 @@ def row_stats(
     if torch.compiler.is_compiling():
         flat = [p for stage in op.params for p in stage]
         options = (op.formula.key, op.metric.__name__, flat, normalize, exclude_self, given, backend or "")
-        return torch.ops.metric_kernels.row_stats(x, y, labels, ref_labels, *options)
-    return _RowStats.apply(x, y, labels, ref_labels, op, normalize, exclude_self, given, backend)
+        values, index = torch.ops.metric_kernels.row_stats(x, y, labels, ref_labels, *options)
+        return values.unbind(0), index
+    *values, index = _RowStats.apply(x, y, labels, ref_labels, op, normalize, exclude_self, given, backend)
+    return tuple(values), index
 
 
 class _Call:
@@ -80,14 +82,15 @@ class _RowStats(torch.autograd.Function):
         ctx.cols = None if cols is rows else cols
         ctx.save_for_backward(*rows)
         ctx.mark_non_differentiable(rows.index)
-        return tuple(rows)
+        # One output a statistic: autograd would stack and unstack a matrix of them op by op.
+        return *rows.values.unbind(0), rows.index
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grads, _):
+    def backward(ctx, *grads):
         rows = core.Statistics(*ctx.saved_tensors)
-        with _no_autocast(grads.device.type):
-            gx, gy = ctx.call.backward(rows, ctx.cols, grads, ctx.needs_input_grad[:2])
+        with _no_autocast(rows.values.device.type):
+            gx, gy = ctx.call.backward(rows, ctx.cols, torch.stack(grads[:-1]), ctx.needs_input_grad[:2])
         return gx, gy, None, None, None, None, None, None, None
 
 

@@ -1,4 +1,6 @@
-"""Compiles every Triton kernel without a GPU and prints what each needs: ``python -m metric_kernels.backends.aot [LOSS ...]``.
+"""Compiles every Triton kernel without a GPU and prints what each needs.
+
+    python -m metric_kernels.backends.aot [LOSS ...]
 
 The exit status is 1 if a kernel does not compile or does not fit the registers.
 """
@@ -11,8 +13,9 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Callable, Iterator, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -74,8 +77,8 @@ def calls(formula: Formula, metric: type, backend: TritonBackend) -> Iterator[tu
             if slope is not None:
                 name = f"input_grads {number} {slope.__name__}"
                 yield name, partial(backend.input_grads, op, number, tile, side, side, swapped)
-    for both in (False, True):
-        yield f"weights{' both' * both}", partial(backend.weights, op, tile, side, side, both, norms if metric.norms else None)
+    for name, both in (("weights", False), ("weights both", True)):
+        yield name, partial(backend.weights, op, tile, side, side, both, norms if metric.norms else None)
 
 
 def usage(kernel: object) -> Usage:
@@ -106,9 +109,9 @@ def main() -> int:
     def compile_only(kernel, tile, *arguments, **constants):
         made.append(kernel.warmup(*arguments, **constants, **BLOCK, grid=(1,)))
 
-    failures = 0
-    line = "{:<24} {:<20} {:<18} {:<6} {:>9} {:>7} {:>8} {:>13}"
-    print(line.format("kernel", "formula", "metric", "target", *Usage._fields))
+    what, needs = "{:<22} {:<20} {:<17} {:<6}", " {:>9} {:>6} {:>7} {:>12}"
+    print(what.format("kernel", "formula", "metric", "target") + needs.format(*Usage._fields))
+    spilled = 0
     for architecture in ARCHITECTURES:
         driver.set_active(Target(architecture))
         for formula, metric in cases():
@@ -116,16 +119,13 @@ def main() -> int:
             if wanted and name not in wanted:
                 continue
             for kernel, call in calls(formula, metric, TritonBackend(compile_only)):
-                try:
-                    call()
-                    needs = usage(made.pop())
-                except Exception as error:
-                    failures += 1
-                    print(f"{kernel} of {name} on {metric.__name__}, sm_{architecture}: {error}", file=sys.stderr)
-                else:
-                    failures += needs.spilled > 0
-                    print(line.format(kernel, name, metric.__name__, f"sm_{architecture}", *needs), flush=True)
-    return 1 if failures else 0
+                # First the name, in case the compiler raises.
+                print(what.format(kernel, name, metric.__name__, f"sm_{architecture}"), end="", flush=True)
+                call()
+                found = usage(made.pop())
+                print(needs.format(*found))
+                spilled += found.spilled
+    return 1 if spilled else 0
 
 
 if __name__ == "__main__":

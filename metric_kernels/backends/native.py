@@ -62,7 +62,9 @@ class NativeBackend:
 
     def weights(self, op: Op, tile: Tile, rows: Side, cols: Side, both: bool, norm_grad: Tensor | None):
         norm = None if norm_grad is None else norm_grad.numpy()
-        _extension()[0].weights(*_arguments(op, tile), *_side(rows), *_side(cols), both, norm)
+        mine = _side(rows)
+        other = mine if cols is rows else _side(cols)
+        _extension()[0].weights(*_arguments(op, tile), *mine, *other, both, norm)
 
     def input_grads(self, op: Op, stage: int, tile: Tile, rows: Side, cols: Side, swapped: bool) -> Tensor:
         current = op.formula.stages[stage]
@@ -77,12 +79,13 @@ def _changed(module: str, built: str) -> bool:
 
 def _arguments(op: Op, tile: Tile) -> tuple:
     native = _extension()[0]
+    labels = tile.labels.numpy()
     return (
         native.formulas[op.formula.key][0],
         native.metrics[op.metric.__name__],
         tile.s.numpy(),
-        tile.labels.numpy(),
-        tile.ref_labels.numpy(),
+        labels,
+        labels if tile.ref_labels is tile.labels else tile.ref_labels.numpy(),
         tile.row,
         tile.diagonal,
         _optional(tile.p),

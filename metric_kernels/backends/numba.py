@@ -63,24 +63,20 @@ _parallel.restype = None
 
 
 def _launch(kernel, op, tile, rows, cols, out, index):
+    from metric_kernels.backends.numba_kernels import TABLE
+
     m, n = tile.s.shape
     dtype = _DTYPES[tile.s.dtype]
     threads = 1 if tile.s.numel() < 32768 else torch.get_num_threads()
     numbers = np.array([tile.eps, *chain.from_iterable(op.params)], dtype)
-    scratch = np.empty((threads, 2, n), dtype)
+    scratch = np.empty((2 * threads, n), dtype)
     found = np.empty((threads, n), np.uint32)
-    tensors = (tile.s, tile.labels, tile.ref_labels, tile.p, tile.q, None, *rows, *cols, out, index)
-    table = np.array(
-        [
-            (0, 0, 0),
-            (tile.row, tile.diagonal, max(1, 16384 // max(n, 1))),
-            *map(_entry, tensors),
-            (scratch.ctypes.data, 2 * threads, n),
-            (found.ctypes.data, threads, n),
-        ],
-        np.int64,
-    )
-    table[7] = numbers.ctypes.data, len(numbers), 1
+    named = dict(s=tile.s, labels=tile.labels, ref_labels=tile.ref_labels, p=tile.p, q=tile.q, row_values=rows.values, row_grads=rows.grads, row_index=rows.index,
+    col_values=cols.values, col_grads=cols.grads, col_index=cols.index, out=out, index=index)
+    E = {k: _entry(t) for k, t in named.items()}
+    E.update(counters=(0, 0, 0), place=(tile.row, tile.diagonal, max(1, 16384 // max(n, 1))), numbers=(numbers.ctypes.data, 1, len(numbers)),
+             scratch=(scratch.ctypes.data, 2 * threads, n), found=(found.ctypes.data, threads, n))
+    table = np.array([E[k] for k in TABLE], np.int64)
     if threads == 1:
         kernel.ctypes(table.ctypes.data)
     else:
@@ -88,8 +84,6 @@ def _launch(kernel, op, tile, rows, cols, out, index):
 
 
 def _entry(tensor):
-    if tensor is None:
-        return 0, 0, 0
     if tensor.ndim == 1:
         return tensor.data_ptr(), 1, len(tensor)
     return tensor.data_ptr(), len(tensor), tensor.stride(0)

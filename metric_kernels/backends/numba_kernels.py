@@ -1,54 +1,36 @@
-"""Row kernels, compiled by Numba for one formula, metric and float type.
+"""Row kernels, printed as Python for one formula and metric, and compiled by Numba for one float type.
 
-Every row is worked on by one thread. Nearly all columns are negatives, so a formula for negatives is evaluated on the whole
-row without a branch and then corrected at the columns of the anchor's own label, which are found first; a formula for
-positives is evaluated at these columns only.
+A thread works on one row at a time. Nearly all columns are negatives, so a formula for negatives is evaluated on the whole row
+without a branch and then corrected at the columns of the anchor's own label, which are found first; a formula for positives is
+evaluated at these columns only. In the printed text i is the row, j the column, ``row_`` and ``col_`` are the statistics of
+either point, and everything that belongs to i is read before the loop over j.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Callable, NamedTuple
+import linecache
+import re
+from typing import Callable, Iterator
 
 import numba
 import numpy as np
-import torch
 from numba import types
 from numba.extending import intrinsic
 
 from metric_kernels.backends import numba_fn
 from metric_kernels.backends.numba_fn import OPTIONS, typed
 from metric_kernels.language import Formula, Stage, bind
-from metric_kernels.tile import Side, Tile
 
-_OPTIONS = {**OPTIONS, "_nrt": False}
-_jit = numba.njit(**_OPTIONS)
-_jit_sum = numba.njit(**{**_OPTIONS, "fastmath": {"contract", "reassoc", "nsz"}})
+# The rows of the table that a kernel is given: address, rows and row pitch of each matrix, a vector being one row.
+FLOATS = ("s", "p", "q", "numbers", "row_values", "row_grads", "col_values", "col_grads", "out", "scratch")
+INTEGERS = ("labels", "ref_labels", "row_index", "col_index", "index")
+TABLE = ("counters", "place", *FLOATS, *INTEGERS, "found")
+BUFFERS = 2
+
+_jit = numba.njit(**OPTIONS)
+_jit_sum = numba.njit(**{**OPTIONS, "fastmath": {"contract", "reassoc", "nsz"}})
 _LABEL_BLOCK, _SUM_BLOCK = 64, 4096
-
-
-class _Points(NamedTuple):
-    """Statistics of the points of one side, their gradients, and the columns of extremes: (K, points)."""
-
-    values: np.ndarray
-    grads: np.ndarray
-    index: np.ndarray
-
-
-class _Rows(NamedTuple):
-    """What a kernel works on, all as matrices; ``numbers`` is the column of eps and the parameters of the formula."""
-
-    s: np.ndarray
-    labels: np.ndarray
-    ref_labels: np.ndarray
-    p: np.ndarray
-    q: np.ndarray
-    numbers: np.ndarray
-    mine: _Points
-    other: _Points
-    out: np.ndarray
-    index: np.ndarray
-    start: int
 
 
 @_jit
@@ -83,12 +65,13 @@ def _first(t, top, found, excluded):
 
 
 @functools.cache
-def _reductions(dtype: type) -> dict[str, tuple[float, Callable]]:
-    """The value that changes nothing, and a function of an array, for each kind of statistic."""
+def _reductions(dtype: type) -> dict[str, Callable]:
+    """A function of an array for each kind of statistic."""
     integer = {np.float32: np.int32, np.float64: np.int64}[dtype]
     limits = np.iinfo(integer)
     magnitude, sign, places = integer(limits.max), integer(limits.min), integer(limits.bits - 1)
     zero, inf = dtype(0), dtype(np.inf)
+    lowest = (-inf).view(integer) ^ magnitude
     exp, log = numba_fn.exp, numba_fn.log
 
     @_jit_sum
@@ -109,17 +92,16 @@ def _reductions(dtype: type) -> dict[str, tuple[float, Callable]]:
         return dtype(number)
 
     @_jit
-    def ordered(bits):
-        """Integers in the order of the floats of these bits; its own inverse."""
-        return bits ^ ((bits >> places) & magnitude)
-
-    @_jit
     def largest(t, flip=integer(0)):
+        # The bits of floats, those behind a minus inverted, are integers in the same order.
         bits = t.view(integer)
-        top = ordered((-inf).view(integer))
+        top = lowest
         for j in range(t.shape[0]):
-            top = max(top, magnitude if t[j] != t[j] else ordered(bits[j] ^ flip))
-        return integer(ordered(top) ^ flip).view(dtype)
+            key = bits[j] ^ flip
+            key ^= (key >> places) & magnitude
+            top = max(top, magnitude if t[j] != t[j] else key)
+        top ^= (top >> places) & magnitude
+        return integer(top ^ flip).view(dtype)
 
     @_jit
     def smallest(t):
@@ -141,259 +123,7 @@ def _reductions(dtype: type) -> dict[str, tuple[float, Callable]]:
         top = zero if abs(top) == inf else top
         return log(mass(t, top)) + top
 
-    return {
-        "total": (zero, total),
-        "count": (zero, count),
-        "lse": (-inf, lse),
-        "largest": (-inf, largest),
-        "smallest": (inf, smallest),
-    }
-
-
-def _pick(places: tuple[int, ...]) -> Callable:
-    """A compiled function of a matrix and j that returns the tuple of the entries (place, j)."""
-    if not places:
-        return _jit(lambda matrix, j: ())
-    place, others = places[0], _pick(places[1:])
-    return _jit(lambda matrix, j: (matrix[place, j],) + others(matrix, j))
-
-
-class _Terms:
-    """The numbers of a pair that kernels reduce, as compiled functions (v, rows, i, j) of the pair value and the place.
-
-    With ``swapped`` the anchor is j, and i is the other point.
-    """
-
-    def __init__(self, formula: Formula, dtype: type):
-        self.formula, self.zero = formula, dtype(0)
-        self.compiled = functools.cache(lambda function: _jit(typed(bind(function, numba_fn), dtype)))
-        counts = [len(stage.params) for stage in formula.stages]
-        self.offsets = [1 + sum(counts[:number]) for number in range(len(counts))]
-
-    def call(self, number: int, name: str, swapped: bool) -> Callable:
-        """``pair``, ``dpair``, ``drow`` or ``dcol`` of a stage."""
-        stage, offset = self.formula.stages[number], self.offsets[number]
-        function = self.compiled(getattr(stage, name))
-        of_anchor, of_other = _pick(stage.rows), _pick(stage.cols)
-        params = _pick(tuple(range(offset, offset + len(stage.params))))
-        if swapped:
-            return _jit(
-                lambda v, rows, i, j: function(
-                    v, *(of_anchor(rows.other.values, j) + of_other(rows.mine.values, i) + params(rows.numbers, 0))
-                )
-            )
-        return _jit(
-            lambda v, rows, i, j: function(
-                v, *(of_anchor(rows.mine.values, i) + of_other(rows.other.values, j) + params(rows.numbers, 0))
-            )
-        )
-
-    def statistic(self, number: int, k: int) -> Callable:
-        pair = self.call(number, "pair", False)
-        return _jit(lambda v, rows, i, j: pair(v, rows, i, j)[k])
-
-    def input_grad(self, number: int, side: str, r: int, swapped: bool) -> Callable:
-        """Gradient with respect to the r-th statistic that a stage reads, through its statistics of one side."""
-        stage, first = self.formula.stages[number], self.formula.first[number]
-        name, step = ("dcol", len(stage.cols)) if swapped else ("drow", len(stage.rows))
-        slopes = self.call(number, name, swapped)
-
-        def term(k):
-            g, place = first + k, k * step + r
-            if swapped:
-                return _jit(lambda v, rows, i, j: rows.other.grads[g, j] * slopes(v, rows, i, j)[place])
-            return _jit(lambda v, rows, i, j: rows.mine.grads[g, i] * slopes(v, rows, i, j)[place])
-
-        return self._sum([term(k) for k, stat in enumerate(stage.stats) if stat.side == side])
-
-    def pair_grad(self, side: str, swapped: bool) -> Callable:
-        """dL/dv through the statistics of one side."""
-        terms = []
-        for number, stage in enumerate(self.formula.stages):
-            pair, dpair = (self.call(number, name, swapped) for name in ("pair", "dpair"))
-            for k, stat in enumerate(stage.stats):
-                if stat.side == side and stat.kind != "count":
-                    terms.append(self._pair_grad_of(stat.kind, self.formula.first[number] + k, k, pair, dpair, swapped))
-        return self._sum(terms)
-
-    def _pair_grad_of(self, kind, g, k, pair, dpair, swapped):
-        exp, zero = numba_fn.exp, self.zero
-        is_lse, is_extreme = kind == "lse", kind in ("largest", "smallest")
-
-        @_jit
-        def term(v, rows, i, j):
-            if swapped:
-                anchor, place, other = rows.other, j, rows.start + i
-            else:
-                anchor, place, other = rows.mine, i, j
-            grad = anchor.grads[g, place] * dpair(v, rows, i, j)[k]
-            if is_lse:
-                grad *= exp(pair(v, rows, i, j)[k] - anchor.values[g, place])
-            if is_extreme:
-                grad = grad if anchor.index[g, place] == other else zero
-            return grad
-
-        return term
-
-    def _sum(self, terms: list[Callable]) -> Callable:
-        zero = self.zero
-        if not terms:
-            return _jit(lambda v, rows, i, j: zero)
-        if len(terms) == 1:
-            return terms[0]
-        first, others = terms[0], self._sum(terms[1:])
-        return _jit(lambda v, rows, i, j: first(v, rows, i, j) + others(v, rows, i, j))
-
-
-def _metric(metric: type, dtype: type) -> tuple[Callable, Callable]:
-    """``value`` and ``dvalue`` as compiled functions (s, rows, i, j, swapped)."""
-    zero = dtype(0)
-    norms = metric.norms
-
-    def of(function):
-        function = _jit(typed(bind(function, numba_fn), dtype))
-
-        @_jit
-        def call(s, rows, i, j, swapped):
-            if norms:
-                p, q = rows.p[0, i], rows.q[0, j]
-            else:
-                p, q = zero, zero
-            if swapped:
-                p, q = q, p
-            return function(s, p, q, rows.numbers[0, 0])
-
-        return call
-
-    return of(metric.value), of(metric.dvalue)
-
-
-def _chain(steps: list[Callable]) -> Callable:
-    """One compiled function that calls others with the same arguments, one after the other."""
-    if len(steps) == 1:
-        return steps[0]
-    first, others = steps[0], _chain(steps[1:])
-
-    @_jit
-    def both(rows, i, found, positives, excluded, v, t):
-        first(rows, i, found, positives, excluded, v, t)
-        others(rows, i, found, positives, excluded, v, t)
-
-    return both
-
-
-def _reduction(kind: str, side: str, k: int, term: Callable, dtype: type) -> Callable:
-    neutral, reduce = _reductions(dtype)[kind]
-    extreme, negative = kind in ("largest", "smallest"), side == "neg"
-
-    @_jit
-    def step(rows, i, found, positives, excluded, v, t):
-        if negative:
-            for j in range(t.shape[0]):
-                t[j] = term(v[j], rows, i, j)
-            for c in range(excluded):
-                t[found[c]] = neutral
-        else:
-            t = t[:positives]
-            for c in range(positives):
-                t[c] = term(v[found[c]], rows, i, found[c])
-        top = reduce(t)
-        rows.out[k, i] = top
-        if extreme:
-            place = _first(t, top, found, excluded if negative else 0)
-            rows.index[k, i] = place if negative or place < 0 else found[place]
-
-    return step
-
-
-def _reducer(metric, outputs, swapped, dtype):
-    value, _ = _metric(metric, dtype)
-    steps = _chain([_reduction(kind, side, k, term, dtype) for k, (kind, side, term) in enumerate(outputs)])
-    sparse = all(side == "pos" for _, side, _ in outputs)
-
-    @_jit
-    def row(rows, i, found, positives, excluded, scratch):
-        v, t = scratch[0], scratch[1]
-        if sparse:
-            for c in range(positives):
-                v[found[c]] = value(rows.s[i, found[c]], rows, i, found[c], swapped)
-        else:
-            for j in range(v.shape[0]):
-                v[j] = value(rows.s[i, j], rows, i, j, swapped)
-        steps(rows, i, found, positives, excluded, v, t)
-
-    return _kernel(row, dtype)
-
-
-@functools.cache
-def stats(formula: Formula, stage: int, metric: type, dtype: type):
-    terms = _Terms(formula, dtype)
-    return _reducer(
-        metric,
-        [(stat.kind, stat.side, terms.statistic(stage, k)) for k, stat in enumerate(formula.stages[stage].stats)],
-        False,
-        dtype,
-    )
-
-
-@functools.cache
-def input_grads(formula: Formula, stage: int, metric: type, swapped: bool, dtype: type):
-    terms = _Terms(formula, dtype)
-    current = formula.stages[stage]
-    wanted = current.cols if swapped else current.rows
-    sides = sorted({s.side for s in current.stats})
-    outputs = [("total", side, terms.input_grad(stage, side, r, swapped)) for side in sides for r in range(len(wanted))]
-    return _reducer(metric, outputs, swapped, dtype)
-
-
-@functools.cache
-def weights(formula: Formula, metric: type, both: bool, norms: bool, dtype: type):
-    terms = _Terms(formula, dtype)
-    value, dvalue = _metric(metric, dtype)
-    half = dtype(0.5)
-    total = _reductions(dtype)["total"][1]
-
-    def weight(side):
-        there, back = terms.pair_grad(side, False), terms.pair_grad(side, True) if both else None
-
-        @_jit
-        def of(s, rows, i, j):
-            slope, norm_slope = dvalue(s, rows, i, j, False)
-            grad = there(value(s, rows, i, j, False), rows, i, j)
-            w, by_norm = grad * slope, grad * norm_slope
-            if both:
-                slope, _ = dvalue(s, rows, i, j, True)
-                grad = back(value(s, rows, i, j, True), rows, i, j) * slope
-                w, by_norm = w + grad, by_norm - half * grad
-            return w, by_norm
-
-        return of
-
-    of_positive, of_negative = weight("pos"), weight("neg")
-    zero = dtype(0)
-
-    @_jit
-    def row(rows, i, found, positives, excluded, scratch):
-        s, kept, by_norm = rows.s[i], scratch[0], scratch[1]
-        for c in range(positives):
-            kept[c] = s[found[c]]
-        for j in range(s.shape[0]):
-            w, grad = of_negative(s[j], rows, i, j)
-            s[j] = w
-            if norms:
-                by_norm[j] = grad
-        for c in range(positives):
-            w, grad = of_positive(kept[c], rows, i, found[c])
-            s[found[c]] = w
-            if norms:
-                by_norm[found[c]] = grad
-        if excluded > positives:
-            s[found[positives]] = zero
-            by_norm[found[positives]] = zero
-        if norms:
-            rows.out[0, i] = total(by_norm)
-
-    return _kernel(row, dtype)
+    return {"total": total, "count": count, "lse": lse, "largest": largest, "smallest": smallest}
 
 
 @intrinsic
@@ -408,55 +138,235 @@ def _pointer(context, address, dtype):
 
 
 @intrinsic
-def _take(context, address, amount):
-    """The number at an address, which is raised by ``amount`` in the same instant."""
+def _take(context, pointer, amount):
+    """The number at a pointer, which is raised by ``amount`` in the same instant."""
 
     def generate(context, builder, signature, arguments):
-        pointer = builder.inttoptr(arguments[0], context.get_value_type(types.CPointer(types.int64)))
-        return builder.atomic_rmw("add", pointer, arguments[1], "monotonic")
+        return builder.atomic_rmw("add", *arguments, "monotonic")
 
-    return types.int64(types.int64, types.int64), generate
+    return types.int64(types.CPointer(types.int64), types.int64), generate
 
 
 @_jit
-def _matrix(table, k, dtype):
-    return numba.carray(_pointer(table[k, 0], dtype), (table[k, 1], table[k, 2]), dtype)
+def _matrix(entry, dtype):
+    return numba.carray(_pointer(entry[0], dtype), (entry[1], entry[2]), dtype)
 
 
-def _kernel(row: Callable, dtype: type):
-    """A C function of the address of a table: what it names in each of its rows is in :func:`table`."""
+_FRAME = """\
+def kernel(address):
+    table = carray(address, SHAPE, int64)
+    {arrays}
+    first, diagonal, step = table[1, 0], table[1, 1], table[1, 2]
+    {numbers}
+    next_row, next_thread = table.ctypes.data, table.ctypes.data + 8
+    thread = take(pointer(next_thread, int64), 1)
+    v, t, here = scratch[2 * thread], scratch[2 * thread + 1], found[thread]
+    begin = take(pointer(next_row, int64), step)
+    while begin < s.shape[0]:
+        for i in range(begin, min(begin + step, s.shape[0])):
+            own = diagonal + i if diagonal >= 0 else -1
+            positives = find(ref_labels[0], labels[0, i], own, here)
+            excluded = positives + (own >= 0)
+            {hoisted}
+            {body}
+        begin = take(pointer(next_row, int64), step)
+"""
 
-    @numba.cfunc(types.void(types.voidptr), **_OPTIONS)
-    def kernel(address):
-        table = numba.carray(address, (18, 3), np.int64)
-        mine = _Points(_matrix(table, 8, dtype), _matrix(table, 9, dtype), _matrix(table, 10, np.int64))
-        other = _Points(_matrix(table, 11, dtype), _matrix(table, 12, dtype), _matrix(table, 13, np.int64))
-        rows = _Rows(
-            _matrix(table, 2, dtype),
-            _matrix(table, 3, np.int64),
-            _matrix(table, 4, np.int64),
-            _matrix(table, 5, dtype),
-            _matrix(table, 6, dtype),
-            _matrix(table, 7, dtype),
-            mine,
-            other,
-            _matrix(table, 14, dtype),
-            _matrix(table, 15, np.int64),
-            table[1, 0],
+
+class _Printer:
+    """Prints the kernels of one formula and metric."""
+
+    def __init__(self, formula: Formula, metric: type):
+        self.formula, self.metric = formula, metric
+        self.hoisted: dict[str, str] = {}
+        self.numbers = [
+            [f"{name}_{number}" for name in stage.params] for number, stage in enumerate(formula.stages)
+        ]
+
+    def hoist(self, name: str, value: str) -> str:
+        self.hoisted[name] = value
+        return name
+
+    def points(self, j: str, swapped: bool) -> tuple[Callable, Callable]:
+        """How to print a statistic of the anchor, and of the other point: (i, j), or (j, i) if ``swapped``."""
+        row = lambda array, k: self.hoist(f"{array}_{k}", f"row_{array}[{k}, i]")
+        col = lambda array, k: f"col_{array}[{k}, {j}]"
+        return (col, row) if swapped else (row, col)
+
+    def of_metric(self, function: str, s: str, j: str, swapped: bool) -> str:
+        p, q = (self.hoist("p_i", "p[0, i]"), f"q[0, {j}]") if self.metric.norms else ("zero", "zero")
+        return f"{function}({s}, {q}, {p}, eps)" if swapped else f"{function}({s}, {p}, {q}, eps)"
+
+    def of_pair(self, function: str, number: int, v: str, j: str, swapped: bool = False) -> str:
+        stage = self.formula.stages[number]
+        anchor, other = self.points(j, swapped)
+        inputs = [anchor("values", k) for k in stage.rows] + [other("values", k) for k in stage.cols]
+        return f"{function}_{number}({', '.join([v, *inputs, *self.numbers[number]])})"
+
+    def statistic(self, number: int, k: int) -> Callable[[str, str], str]:
+        return lambda v, j: f"{self.of_pair('pair', number, v, j)}[{k}]"
+
+    def input_grad(self, number: int, side: str, r: int, swapped: bool) -> Callable[[str, str], str]:
+        """The gradient with respect to the r-th statistic that a stage reads, through its statistics of one side."""
+        stage, first = self.formula.stages[number], self.formula.first[number]
+        name, wanted = ("dcol", stage.cols) if swapped else ("drow", stage.rows)
+
+        def print_(v, j):
+            grad, _ = self.points(j, swapped)
+            slopes = self.of_pair(name, number, v, j, swapped)
+            return " + ".join(
+                f"{grad('grads', first + k)} * {slopes}[{k * len(wanted) + r}]"
+                for k, stat in enumerate(stage.stats)
+                if stat.side == side
+            )
+
+        return print_
+
+    def pair_grad(self, side: str, v: str, j: str, swapped: bool) -> str:
+        """The gradient with respect to the pair value through the statistics of one side."""
+        anchor, _ = self.points(j, swapped)
+        place = "first + i" if swapped else j
+        terms = []
+        for number, stage in enumerate(self.formula.stages):
+            pair, dpair = (self.of_pair(name, number, v, j, swapped) for name in ("pair", "dpair"))
+            for k, stat in enumerate(stage.stats):
+                g = self.formula.first[number] + k
+                if stat.side != side or stat.kind == "count":
+                    continue
+                term = f"{anchor('grads', g)} * {dpair}[{k}]"
+                if stat.kind == "lse":
+                    term += f" * exp({pair}[{k}] - {anchor('values', g)})"
+                elif stat.kind != "total":
+                    term = f"where({anchor('index', g)} == {place}, {term}, zero)"
+                terms.append(term)
+        return " + ".join(terms) or "zero"
+
+    def reduce(self, outputs, swapped: bool) -> Iterator[str]:
+        """Lines that reduce each output over the positives or negatives of row i."""
+        for k, (kind, side, expression) in enumerate(outputs):
+            extreme = kind in ("largest", "smallest")
+            if side == "neg":
+                v = self.of_metric("value", "s[i, j]", "j", swapped)
+                yield "for j in range(t.shape[0]):"
+                yield f"    t[j] = {expression(v, 'j')}"
+                yield "for c in range(excluded):"
+                yield f"    t[here[c]] = {kind}_of_none"
+                yield f"out[{k}, i] = {kind}(t)"
+                if extreme:
+                    yield f"index[{k}, i] = first_of(t, out[{k}, i], here, excluded)"
+            else:
+                v = self.of_metric("value", "s[i, here[c]]", "here[c]", swapped)
+                yield "for c in range(positives):"
+                yield f"    t[c] = {expression(v, 'here[c]')}"
+                yield f"out[{k}, i] = {kind}(t[:positives])"
+                if extreme:
+                    yield f"c = first_of(t[:positives], out[{k}, i], here, 0)"
+                    yield f"index[{k}, i] = -1 if c < 0 else here[c]"
+
+    def weigh(self, side: str, s: str, j: str, both: bool) -> Iterator[str]:
+        """Lines that set w to dL/ds and ``by_norm`` to the share of the pair in the gradient of the squared norm."""
+        yield f"v_ = {self.of_metric('value', s, j, False)}"
+        yield f"slope, norm_slope = {self.of_metric('dvalue', s, j, False)}"
+        yield f"grad = {self.pair_grad(side, 'v_', j, False)}"
+        yield "w, by_norm = grad * slope, grad * norm_slope"
+        if both:
+            yield f"v_ = {self.of_metric('value', s, j, True)}"
+            yield f"slope, norm_slope = {self.of_metric('dvalue', s, j, True)}"
+            yield f"grad = ({self.pair_grad(side, 'v_', j, True)}) * slope"
+            yield "w, by_norm = w + grad, by_norm - half * grad"
+
+    def replace(self, both: bool, norms: bool) -> Iterator[str]:
+        """Lines that overwrite row i of the products with the weights."""
+        store = ["t[{j}] = by_norm"] if norms else []
+        yield "for c in range(positives):"
+        yield "    v[c] = s[i, here[c]]"
+        yield "for j in range(t.shape[0]):"
+        yield from _indented([*self.weigh("neg", "s[i, j]", "j", both), "s[i, j] = w", *(["t[j] = by_norm"] * norms)])
+        yield "for c in range(positives):"
+        yield from _indented([*self.weigh("pos", "v[c]", "here[c]", both), "s[i, here[c]] = w", *(["t[here[c]] = by_norm"] * norms)])
+        yield "if own >= 0:"
+        yield "    s[i, own] = zero"
+        if norms:
+            yield "    t[own] = zero"
+            yield "out[0, i] = total(t)"
+
+    def compile(self, lines: Iterator[str], dtype: type):
+        body = list(lines)
+        text = "\n".join(body)
+        used = lambda name: re.search(rf"\b{name}\b", "\n".join([text, *self.hoisted.values()]))
+        arrays = [
+            f"{name} = matrix(table[{k}], {'real' if name in FLOATS else 'uint32' if name == 'found' else 'int64'})"
+            for k, name in enumerate(TABLE)
+            if k > 1 and (used(name) or name in ("s", "numbers", "labels", "ref_labels", "found", "scratch"))
+        ]
+        numbers = ["eps", *(name for names in self.numbers for name in names)]
+        source = _FRAME.format(
+            arrays="\n    ".join(arrays),
+            numbers="\n    ".join(f"{name} = numbers[0, {k}]" for k, name in enumerate(numbers)),
+            hoisted="\n            ".join(f"{name} = {value}" for name, value in self.hoisted.items()),
+            body="\n            ".join(body),
         )
-        diagonal, step = table[1, 1], table[1, 2]
-        counter = table.ctypes.data
-        thread = _take(counter + 8, 1)
-        scratch = _matrix(table, 16, dtype)[2 * thread : 2 * thread + 2]
-        found = _matrix(table, 17, np.uint32)[thread]
-        number = rows.s.shape[0]
-        labels, ref_labels = rows.labels[0], rows.ref_labels[0]
-        begin = _take(counter, step)
-        while begin < number:
-            for i in range(begin, min(begin + step, number)):
-                own = diagonal + i if diagonal >= 0 else -1
-                positives = _find(ref_labels, labels[i], own, found)
-                row(rows, i, found, positives, positives + (own >= 0), scratch)
-            begin = _take(counter, step)
+        compiled = functools.cache(lambda function: _jit(typed(bind(function, numba_fn), dtype)))
+        zero, inf = dtype(0), dtype(np.inf)
+        scope = {
+            "carray": numba.carray,
+            "SHAPE": (len(TABLE), 3),
+            "int64": np.int64,
+            "uint32": np.uint32,
+            "real": dtype,
+            "matrix": _matrix,
+            "pointer": _pointer,
+            "take": _take,
+            "find": _find,
+            "first_of": _first,
+            "zero": zero,
+            "half": dtype(0.5),
+            "total_of_none": zero,
+            "count_of_none": zero,
+            "lse_of_none": -inf,
+            "largest_of_none": -inf,
+            "smallest_of_none": inf,
+            "exp": numba_fn.exp,
+            "where": numba_fn.where,
+            "value": compiled(self.metric.value),
+            "dvalue": compiled(self.metric.dvalue),
+            **_reductions(dtype),
+        }
+        for number, stage in enumerate(self.formula.stages):
+            for name in ("pair", "dpair", "drow", "dcol"):
+                if getattr(stage, name):
+                    scope[f"{name}_{number}"] = compiled(getattr(stage, name))
+        exec(source, scope)
+        kernel = numba.cfunc(types.void(types.voidptr), **OPTIONS)(scope["kernel"])
+        kernel.source = source
+        return kernel
 
-    return kernel
+
+def _indented(lines):
+    return [f"    {line}" for line in lines]
+
+
+@functools.cache
+def stats(formula: Formula, stage: int, metric: type, dtype: type):
+    printer = _Printer(formula, metric)
+    outputs = [(stat.kind, stat.side, printer.statistic(stage, k)) for k, stat in enumerate(formula.stages[stage].stats)]
+    return printer.compile(printer.reduce(outputs, False), dtype)
+
+
+@functools.cache
+def input_grads(formula: Formula, stage: int, metric: type, swapped: bool, dtype: type):
+    printer = _Printer(formula, metric)
+    current = formula.stages[stage]
+    wanted = current.cols if swapped else current.rows
+    outputs = [
+        ("total", side, printer.input_grad(stage, side, r, swapped))
+        for side in sorted({s.side for s in current.stats})
+        for r in range(len(wanted))
+    ]
+    return printer.compile(printer.reduce(outputs, swapped), dtype)
+
+
+@functools.cache
+def weights(formula: Formula, metric: type, both: bool, norms: bool, dtype: type):
+    printer = _Printer(formula, metric)
+    return printer.compile(printer.replace(both, norms), dtype)

@@ -1,4 +1,7 @@
-"""Triton kernels for CUDA tensors, and for CPU tensors in Triton's interpreter (``TRITON_INTERPRET=1``)."""
+"""Triton kernels for CUDA tensors, and for CPU tensors in Triton's interpreter.
+
+The interpreter is on if ``TRITON_INTERPRET=1`` is set before anything imports Triton.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,9 @@ import functools
 import importlib.util
 import inspect
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Callable
 
 import torch
 from torch import Tensor
@@ -16,11 +19,11 @@ from torch import Tensor
 from metric_kernels.language import SIDES, Formula, Op, bind
 from metric_kernels.tile import Side, Tile
 
-# In a block of one row whatever is read of its columns is spread over the threads in the same way, so that no thread waits
-# for another before the end of the row.
-BLOCK = {"HEIGHT": 1, "WIDTH": 512, "num_warps": 4, "enable_fp_fusion": True}
+# In a block of one row whatever is read of its columns is spread over the threads in the same way, so that no thread
+# waits for another before the end of the row.
+BLOCK = {"height": 1, "width": 512, "num_warps": 4, "enable_fp_fusion": True}
 # An operation of the interpreter costs the same whatever its size.
-INTERPRETED_BLOCK = {"HEIGHT": 32, "WIDTH": 32}
+INTERPRETED_BLOCK = {"height": 32, "width": 32}
 
 
 class TritonBackend:
@@ -39,8 +42,8 @@ class TritonBackend:
         return None
 
     def supports(self, formula: Formula, metric: type, device: str, dtype: torch.dtype) -> str | None:
-        if self.unusable():
-            return self.unusable()
+        if reason := self.unusable():
+            return reason
         if device != "cuda" and not (device == "cpu" and _interpreted()):
             return f"no kernels for {device} tensors"
         if dtype != torch.float32:
@@ -60,11 +63,11 @@ class TritonBackend:
             _matrix(out),
             _matrix(index),
             op.params[stage],
-            VALUE=_compiled(op.metric.value),
-            PAIR=_compiled(current.pair),
-            FORMULA=_structure(op.formula),
-            STAGE=stage,
-            COUNTS=(len(rows), len(cols) if current.cols else 0),
+            value=_compiled(op.metric.value),
+            pair=_compiled(current.pair),
+            formula=_structure(op.formula),
+            stage=stage,
+            counts=(len(rows), len(cols) if current.cols else 0),
         )
 
     def weights(self, op: Op, tile: Tile, rows: Side, cols: Side, both: bool, norm_grad: Tensor | None):
@@ -81,12 +84,12 @@ class TritonBackend:
             op.params,
             tuple(_compiled(stage.pair) for stage in formula.stages),
             tuple(_compiled(stage.dpair) for stage in formula.stages),
-            VALUE=_compiled(op.metric.value),
-            DVALUE=_compiled(op.metric.dvalue),
-            FORMULA=_structure(formula),
-            BOTH=both,
-            ROW_COUNTS=counts,
-            COL_COUNTS=counts if both else (number if formula.two_sided else 0, 0, 0),
+            value=_compiled(op.metric.value),
+            dvalue=_compiled(op.metric.dvalue),
+            formula=_structure(formula),
+            both=both,
+            row_counts=counts,
+            col_counts=counts if both else (number if formula.two_sided else 0, 0, 0),
         )
 
     def input_grads(self, op: Op, stage: int, tile: Tile, rows: Side, cols: Side, swapped: bool) -> Tensor:
@@ -100,14 +103,14 @@ class TritonBackend:
             tuple(map(_matrix, cols)),
             _matrix(out),
             op.params[stage],
-            VALUE=_compiled(op.metric.value),
-            SLOPE=_compiled(current.dcol if swapped else current.drow),
-            FORMULA=_structure(op.formula),
-            STAGE=stage,
-            SWAPPED=swapped,
-            INPUTS=len(out),
-            ROW_COUNTS=(number, 0 if swapped else number, 0),
-            COL_COUNTS=(number if swapped or current.cols else 0, number if swapped else 0, 0),
+            value=_compiled(op.metric.value),
+            slope=_compiled(current.dcol if swapped else current.drow),
+            formula=_structure(op.formula),
+            stage=stage,
+            swapped=swapped,
+            inputs=len(out),
+            row_counts=(number, 0 if swapped else number, 0),
+            col_counts=(number if swapped or current.cols else 0, number if swapped else 0, 0),
         )
         return out
 
@@ -155,7 +158,7 @@ def _kernels() -> ModuleType:
 
 def _launch(kernel, tile: Tile, *arguments: object, **constants: object) -> None:
     block = INTERPRETED_BLOCK if _kernels().INTERPRETED else BLOCK
-    programs = -(-len(tile.s) // block["HEIGHT"])
+    programs = -(-len(tile.s) // block["height"])
     with torch.cuda.device_of(tile.s):
         kernel[(programs,)](*arguments, **constants, **block)
 

@@ -1,8 +1,8 @@
 """Handwritten digits: 0-5 to train on, 6-9 held out, and batches with the same number of images of every class.
 
-Centred 8x8 digits are too easy for retrieval: the nearest neighbour in raw pixels has the right label 99 times in 100, also
-for classes never seen. So every image is shown as a *view*, at a random place of a 16x16 field, turned a little and with a
-little noise; what to ignore is then something that a network has to learn.
+Centred 8x8 digits are too easy for retrieval: the nearest neighbour in raw pixels has the right label 99 times in 100,
+for classes never seen as well. So every image is shown as a *view*, at a random place of a 16x16 field, turned a little
+and with a little noise; what to ignore is then something that a network has to learn.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def views(images: Tensor, generator: torch.Generator) -> Tensor:
     """One random view (N, 1, 16, 16) of each 8x8 image: place, turn and noise."""
     n, width = len(images), images.shape[-1]
     turn = TURN * (2 * torch.rand(n, generator=generator) - 1)
-    # affine_grid wants, for the corners -1 and 1 of the field, where they lie in the image (whose corners are -1 and 1 too).
+    # affine_grid takes the map from the field to the image; the corners of both have the coordinates -1 and 1.
     scale = FIELD / width
     shift = (scale - 1) * (2 * torch.rand(2, n, generator=generator) - 1)
     cos, sin = scale * turn.cos(), scale * turn.sin()

@@ -1,11 +1,11 @@
 """A process that runs one loss step and prints the bytes it needed: ``python -m metric_kernels.demo.peak``.
 
-The measure is the growth of the peak resident memory of the process during the step. It sees every allocation, also those
-of compiled code and of scratch buffers, which torch's own counters miss. Three things would falsify it:
+The measure is the growth of the peak resident memory of the process during the step. It sees every allocation, those of
+compiled code and of scratch buffers too, which torch's own counters miss. Three things would falsify it:
 
-- an earlier step in the same process leaves memory that this one reuses, hence a fresh process for each contender;
-- imports may have peaked higher than what is resident now, and a step below that peak would look free, hence the ballast;
-- first calls start threads and set up libraries, hence a small step and a product of the right shape before.
+- an earlier step in the same process leaves memory that this one reuses: a fresh process for each contender;
+- imports may have peaked above what is resident now, and a step below that peak looks free: ballast up to the peak;
+- first calls start threads and set up libraries: a small step and a product of the right shape come before.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ STATUS = Path("/proc/self/status")
 def peak_and_now() -> tuple[int, int]:
     """Bytes of resident memory of this process: the highest so far, and now.
 
-    On Linux from /proc: ``ru_maxrss`` starts there with the size of the parent, which a child inherits through fork and exec.
+    On Linux from /proc, because ``ru_maxrss`` there starts with the size of the parent (kept through fork and exec).
     """
     if STATUS.exists():
         fields = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())

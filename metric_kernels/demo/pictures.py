@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from metric_kernels.demo.contenders import EAGER, OURS, PML
@@ -60,7 +61,9 @@ def embedding_map(path: Path, embeddings: dict[str, Tensor], labels: Tensor, see
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, len(embeddings), figsize=(10, 5.2))
         for ax, (title, x) in zip(axes, embeddings.items(), strict=True):
-            flat = TSNE(init="pca", perplexity=30, random_state=seed).fit_transform(F.normalize(x).numpy())
+            # Hundreds of short parallel loops: a second thread gains little here and loses much on a busy machine.
+            with threadpool_limits(1):
+                flat = TSNE(init="pca", perplexity=30, random_state=seed).fit_transform(F.normalize(x).numpy())
             for colour, digit in zip(CLASSES, labels.unique().tolist(), strict=True):
                 points = flat[(labels == digit).numpy()]
                 ax.scatter(*points.T, s=34, marker=f"${digit}$", color=colour, linewidths=0.3, label=f"digit {digit}")
@@ -85,7 +88,8 @@ def loss_curves(path: Path, curves: dict, loss: str) -> None:
             apart = [difference([a], [b]) for a, b in zip(*curves[dtype].values())]
             # Equal values have no place on a logarithmic axis: they are drawn below the rounding of their type.
             drawn = [max(a, eps / 8) for a in apart]
-            bottom.semilogy(range(1, len(drawn) + 1), drawn, ".-", color=colour, linewidth=1, label=f"trained in {dtype}")
+            steps = range(1, len(drawn) + 1)
+            bottom.semilogy(steps, drawn, ".-", color=colour, linewidth=1, label=f"trained in {dtype}")
             bottom.axhline(eps, color=colour, linewidth=0.8, linestyle=":")
             at_right_edge = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right"}
             bottom.annotate(f"{dtype} epsilon", (1, eps), (-4, 3), color=colour, **at_right_edge)

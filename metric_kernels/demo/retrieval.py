@@ -12,7 +12,7 @@ KS = (1, 2, 4, 8)
 def recall(embeddings: Tensor, labels: Tensor, ks: tuple[int, ...] = KS) -> dict[int, float]:
     """The share of queries with a hit of their own class among the K nearest others, for each K.
 
-    Every row is a query and all the others are its gallery. A query that has no other of its class cannot succeed and is
+    Every row is a query, all the others are its gallery. A query that has no other of its class cannot succeed and is
     left out; without any query the recall is 0.
     """
     similar = _cosines(embeddings).fill_diagonal_(-torch.inf)

@@ -114,13 +114,15 @@ class PairLoss(nn.Module):
     def _loss(self, batch: _Batch):
         if batch.x.numel() == 0 or batch.y.numel() == 0:
             return batch.x.sum() * 0.0
+        return self._evaluate(batch)
+
+    def _evaluate(self, batch: _Batch):
         reducer = self._reducers()
         if batch.pairs is None and not any(r.needs_each for r in reducer):
-            statistics = self._fused(batch).unbind(0)
-            return self._reduce(statistics, reducer, batch)
+            return self._reduce(self._fused(batch), reducer, batch)
         return self._explicit(batch, reducer)
 
-    def _fused(self, batch: _Batch) -> Tensor:
+    def _fused(self, batch: _Batch) -> tuple[Tensor, ...]:
         x, y = batch.x, None if batch.same else batch.y
         metric, normalize = self.distance.metric, self.distance.normalize_embeddings
         given = metric is None

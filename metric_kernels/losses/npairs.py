@@ -42,13 +42,13 @@ class NPairsLoss(PairLoss):
     def row(self, positive, negatives):
         return fn.softplus(negatives - positive)
 
-    def _loss(self, batch):
+    def _evaluate(self, batch):
         if not batch.same:
             raise ValueError("ref_emb is not supported for NPairsLoss: it pairs the samples of one batch")
         if batch.labels is None:
             raise ValueError("labels: NPairsLoss expects them, got None")
         anchors, positives = _first_pairs(batch)
-        return super()._loss(batch.pairing(anchors, positives))
+        return super()._evaluate(batch.pairing(anchors, positives))
 
 
 def _first_pairs(batch) -> tuple[torch.Tensor, torch.Tensor]:

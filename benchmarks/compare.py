@@ -1,0 +1,62 @@
+"""One case by every provider: which of them are right, and how long those take."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from benchmarks import gate
+from benchmarks.cases import OURS, PROVIDERS, Case, Step
+from benchmarks.timing import Timing, interleaved
+
+
+class Result(NamedTuple):
+    """A timing, or a note that says why there is none: not to be run here, or run and ``failed``."""
+
+    timing: Timing | None = None
+    errors: gate.Errors | None = None
+    note: str = ""
+    failed: bool = False
+
+
+class Comparison(NamedTuple):
+    results: dict[str, Result]
+    steps: dict[str, Step]
+
+    @property
+    def ours(self) -> str | None:
+        """The first of our backends that has a time."""
+        return next((p for p in OURS if p in self.results and self.results[p].timing), None)
+
+    def median(self, provider: str | None) -> float | None:
+        result = self.results.get(provider)
+        return result.timing.median if result and result.timing else None
+
+
+def compare(case: Case, providers: tuple[str, ...], budget_s: float) -> Comparison:
+    true = gate.truth(case)
+    steps, results = {}, {}
+    for name in providers:
+        results[name], step = _admit(case.by(name), true)
+        if step is not None:
+            steps[name] = step
+    for name, timing in interleaved(steps, budget_s).items():
+        results[name] = results[name]._replace(timing=timing)
+    return Comparison(results, steps)
+
+
+def _admit(case: Case, true: gate.Truth) -> tuple[Result, Step | None]:
+    provider = PROVIDERS[case.provider]
+    note = provider.refuse(case)
+    if note:
+        return Result(note=note), None
+    x, labels = case.inputs()
+    try:
+        step = provider.step(case, x, labels)
+        loss = step()
+    except Exception as error:  # whatever another library or a compiler raises is its result here
+        return Result(note=f"{type(error).__name__}: {str(error).partition(chr(10))[0]}", failed=True), None
+    if loss is None:
+        return Result(), step
+    found = gate.errors(true, loss, x.grad)
+    note = gate.verdict(case, found)
+    return Result(errors=found, note=note or "", failed=bool(note)), None if note else step

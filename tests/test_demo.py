@@ -1,0 +1,274 @@
+"""The demonstration: its sampler, its recall, and one short run from the command line."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+pytest.importorskip("pytorch_metric_learning")
+pytest.importorskip("matplotlib")
+pytest.importorskip("tqdm")
+pytest.importorskip("sklearn")
+
+from metric_kernels import cli
+from metric_kernels.demo import contenders, data, measure
+from metric_kernels.demo.network import network
+from metric_kernels.demo.retrieval import auc, pairs, recall
+from metric_kernels.demo.train import difference, train
+
+# ---- data
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.digits(seed=0)
+
+
+def test_split_keeps_classes_apart(digits):
+    assert digits.labels.unique().tolist() == [0, 1, 2, 3, 4, 5]
+    assert digits.held_out_labels.unique().tolist() == [6, 7, 8, 9]
+    assert len(digits.labels) + len(digits.held_out_labels) == 1797
+    assert digits.images.shape[1:] == (1, 8, 8) and digits.held_out_views.shape[1:] == (1, 16, 16)
+    assert torch.bincount(digits.labels).min() == data.SMALLEST_CLASS
+
+
+def test_batches_are_balanced_and_without_repetition(digits):
+    batches = list(data.ClassBalancedBatches(digits.labels, per_class=20, seed=3))
+    assert len(batches) == 177 // 20
+    for batch in batches:
+        assert torch.bincount(digits.labels[batch]).tolist() == [20] * 6
+    drawn = sum(batches, [])
+    assert len(drawn) == len(set(drawn))
+
+
+def test_batches_are_deterministic_by_seed(digits):
+    def two_epochs(seed):
+        sampler = data.ClassBalancedBatches(digits.labels, per_class=10, seed=seed)
+        return list(sampler), list(sampler)
+
+    first, second = two_epochs(5)
+    torch.rand(7)  # the global generator has no say
+    assert two_epochs(5) == (first, second)
+    assert first != second
+    assert two_epochs(6)[0] != first
+
+
+def test_batches_work_as_batch_sampler(digits):
+    sampler = data.ClassBalancedBatches(digits.labels, per_class=2, seed=0)
+    loader = torch.utils.data.DataLoader(list(range(len(digits.labels))), batch_sampler=sampler)
+    assert len(loader) == 88
+    assert digits.labels[next(iter(loader))].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+
+
+@pytest.mark.parametrize("per_class", [0, 1, 178])
+def test_batches_reject_sizes_they_cannot_fill(digits, per_class):
+    with pytest.raises(ValueError, match=r"per_class: expected 2 to 177.*got"):
+        data.ClassBalancedBatches(digits.labels, per_class, seed=0)
+
+
+def test_views_show_the_whole_digit_somewhere(digits):
+    images = digits.images[:200]
+    seen = data.views(images, torch.Generator().manual_seed(0))
+    assert torch.equal(seen, data.views(images, torch.Generator().manual_seed(0)))
+    # Bilinear sampling at the same scale keeps the sum of the pixels, up to what is turned out of the field and noise.
+    ratio = seen.sum((1, 2, 3)) / images.sum((1, 2, 3))
+    assert ratio.min() > 0.75 and ratio.max() < 1.15
+    columns = torch.arange(16.0)
+    centre = (seen.clamp(min=0.2) - 0.2).sum((1, 2)) @ columns / (seen.clamp(min=0.2) - 0.2).sum((1, 2, 3))
+    assert centre.min() < 5 and centre.max() > 10
+
+
+# ---- retrieval
+
+
+def brute_force_recall(x, labels, k):
+    hits = []
+    for i in range(len(x)):
+        others = [j for j in range(len(x)) if j != i]
+        if all(labels[j] != labels[i] for j in others):
+            continue
+        others.sort(key=lambda j: -torch.cosine_similarity(x[i], x[j], dim=0).item())
+        hits.append(any(labels[j] == labels[i] for j in others[:k]))
+    return sum(hits) / len(hits)
+
+
+def test_recall_against_brute_force():
+    torch.manual_seed(0)
+    x = torch.randn(40, 5, dtype=torch.float64) * torch.rand(40, 1, dtype=torch.float64)  # the length must not matter
+    labels = torch.randint(0, 9, (40,))
+    labels[7] = 100  # nobody else has it: not a query, but still in the gallery of the others
+    found = recall(x, labels)
+    assert list(found) == [1, 2, 4, 8]
+    assert found == pytest.approx({k: brute_force_recall(x, labels, k) for k in found}, abs=1e-12)
+    assert 0 < found[1] < found[8] < 1
+
+
+def test_recall_edge_cases():
+    assert recall(torch.randn(3, 2), torch.tensor([0, 1, 2])) == {1: 0.0, 2: 0.0, 4: 0.0, 8: 0.0}
+    assert recall(torch.ones(2, 2), torch.tensor([4, 4]))[8] == 1.0  # fewer others than K
+
+
+def test_pairs_and_auc_against_loops():
+    torch.manual_seed(1)
+    x, labels = torch.randn(12, 3), torch.arange(12) % 3
+    positive, negative = pairs(x, labels)
+    cosine = torch.cosine_similarity(x[:, None], x[None], dim=2)
+    upper = [(i, j) for i in range(12) for j in range(i + 1, 12)]
+    torch.testing.assert_close(positive, torch.stack([cosine[i, j] for i, j in upper if labels[i] == labels[j]]))
+    torch.testing.assert_close(negative, torch.stack([cosine[i, j] for i, j in upper if labels[i] != labels[j]]))
+    better = [(p > n).item() + 0.5 * (p == n).item() for p in positive for n in negative]
+    assert auc(positive, negative) == pytest.approx(sum(better) / len(better))
+    assert auc(torch.tensor([1.0, 1.0]), torch.tensor([1.0, 0.0])) == 0.75
+
+
+# ---- training
+
+
+@pytest.mark.parametrize("loss", contenders.names())
+def test_same_training_as_pml_in_float64(digits, loss):
+    few = torch.cat([torch.nonzero(digits.labels == c)[:20, 0] for c in range(6)])
+    few = dataclasses.replace(digits, images=digits.images[few], labels=digits.labels[few])
+    ours, pml = (
+        train(contenders.build(c, loss, "reference"), few, epochs=2, batch_size=30, seed=1, dtype=torch.float64).curve
+        for c in (contenders.OURS, contenders.PML)
+    )
+    assert len(ours) == len(pml) == 8
+    assert difference(ours, pml) < 1e-12
+    assert ours[-1] != ours[0] != 0
+
+
+def test_training_is_reproducible_and_leaves_global_state_alone(digits):
+    before, threads = torch.get_rng_state(), torch.get_num_threads()
+    module = contenders.build(contenders.OURS, "ContrastiveLoss", "reference")
+    a, b = (train(module, digits, epochs=1, batch_size=120, seed=2) for _ in range(2))
+    assert a.curve == b.curve and len(a.curve) == a.epoch == 8
+    assert torch.equal(torch.get_rng_state(), before) and torch.get_num_threads() == threads
+    assert train(module, digits, epochs=1, batch_size=120, seed=3).curve != a.curve
+    double = network(2, torch.float64)
+    for p, q in zip(network(2).parameters(), double.parameters()):
+        assert torch.equal(p.double(), q)
+
+
+def test_difference_sees_one_wrong_step():
+    assert difference([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]) == 0
+    assert difference([1.0, 2.0, 3.0], [1.0, 2.2, 3.0]) == pytest.approx(0.2 / 2.2)
+
+
+# ---- the command
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(measure, "BATCHES", (64, 128))
+    monkeypatch.setattr(measure, "SECONDS_PER_BATCH", 0.1)
+
+
+def test_demo_writes_pictures_and_true_numbers(tmp_path, capsys, quick):
+    out = tmp_path / "deep" / "out"
+    options = ["--loss", "contrastive", "--epochs", "1", "--backend", "reference", "--out", str(out)]
+    assert cli.main(["demo", *options]) == 0
+    results = json.loads((out / "results.json").read_text())
+    printed = capsys.readouterr().out
+
+    assert results["loss"] == "ContrastiveLoss" and results["backend"] == "reference" and results["epochs"] == 1
+    assert set(results["recall"]) == {"raw pixels", "before training", "after training"}
+    for at in results["recall"].values():
+        assert 0.25 < at["1"] <= at["2"] <= at["4"] <= at["8"] <= 1
+        assert " ".join(f"{at[k]:.3f}" for k in "1248") in " ".join(printed.split())
+
+    held_out = data.digits(seed=0)
+    with torch.no_grad():
+        x = network(0)(held_out.held_out_views)
+    assert results["recall"]["before training"]["1"] == pytest.approx(recall(x, held_out.held_out_labels)[1])
+
+    apart = results["curves"]["largest_relative_difference"]
+    for dtype, limit in (("float32", 1e-5), ("float64", 1e-13)):
+        ours, pml = (results["curves"][dtype][name] for name in (contenders.OURS, contenders.PML))
+        assert len(ours) == len(pml) == 8
+        assert difference(ours, pml) == apart[dtype]["first_epoch"] == apart[dtype]["all_steps"] < limit
+    assert "the same loss" in printed and "NOT" not in printed
+
+    assert set(results["step"]["milliseconds"]) == {"64", "128"}
+    for row in results["step"]["milliseconds"].values():
+        assert set(row) == set(contenders.CONTENDERS) and all(0 < ms < 5000 for ms in row.values())
+    memory = results["step"]["peak_memory_bytes"]
+    assert set(memory) == set(contenders.CONTENDERS) and all(0 <= m < 2**27 for m in memory.values())
+
+    assert len(results["pictures"]) == 4
+    for name in results["pictures"]:
+        picture = (out / name).read_bytes()
+        assert picture.startswith(b"\x89PNG") and len(picture) > 10_000
+        assert name in printed
+
+
+def test_peak_memory_sees_a_dense_matrix():
+    size = 2048
+    used = measure.peak_memory((contenders.PML,), "ContrastiveLoss", None, size)[contenders.PML]
+    matrix = 4 * size**2
+    assert matrix < used < 40 * matrix
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--loss", "Nonsense"], "--loss: expected one of .*CircleLoss.*SupConLoss.*, got Nonsense"),
+        (["--backend", "abacus"], "--backend: expected one of native, triton, numba, reference, got abacus"),
+        (["--epochs", "0"], "--epochs: expected 1 or more, got 0"),
+        (["--batch-size", "100"], "--batch-size: expected a multiple of 6 from 12 to 1062, got 100"),
+        (["--seed", "-1"], "--seed: expected 0 to .*, got -1"),
+    ],
+    ids=lambda value: value[0].lstrip("-") if isinstance(value, list) else "",
+)
+def test_bad_options_exit_2_with_one_line(options, message, tmp_path, capsys):
+    assert cli.main(["demo", "--out", str(tmp_path / "out"), *options]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    assert re.search(message, captured.err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_folder_that_cannot_be_made_exits_2(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert cli.main(["demo", "--out", str(tmp_path / "file")]) == 2
+    assert "--out" in capsys.readouterr().err
+
+
+def test_unusable_backend_exits_2_with_its_reason(tmp_path, capsys, monkeypatch):
+    def unusable(*_):
+        raise RuntimeError("backend 'numba' cannot run this: numba is not installed")
+
+    monkeypatch.setattr(measure, "step", unusable)
+    assert cli.main(["demo", "--backend", "numba", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == (
+        "metric-kernels demo: --backend: backend 'numba' cannot run this: numba is not installed\n"
+    )
+
+
+@pytest.mark.parametrize("package", ["matplotlib", "sklearn", "tqdm", "pytorch_metric_learning"])
+def test_missing_package_exits_2_and_says_how_to_install(package, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, package, None)
+    assert cli.main(["demo"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert package in captured.err and "pip install 'metric-kernels[demo]'" in captured.err
+
+
+def test_report(monkeypatch, capsys):
+    monkeypatch.setattr("metric_kernels.report", lambda: "backends: all well", raising=False)
+    assert cli.main(["report"]) == 0
+    assert capsys.readouterr().out == "backends: all well\n"
+
+
+def test_library_and_command_do_not_import_the_extra():
+    code = """
+import sys, torch
+before = set(sys.modules)
+import metric_kernels, metric_kernels.losses, metric_kernels.cli
+print(sorted({"matplotlib", "sklearn", "tqdm", "pytorch_metric_learning"} & (set(sys.modules) - before)))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"

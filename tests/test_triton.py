@@ -1,0 +1,302 @@
+"""The Triton kernels against the reference backend, and compiled for GPUs that need not be there.
+
+Without a GPU they run in Triton's interpreter.
+"""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from metric_kernels import backends, distances, fn, losses, row_extremes
+from metric_kernels.core import use_workspace
+from metric_kernels.extremes import FORMULA
+from metric_kernels.language import Formula, Op, count, lse, smallest, stages_of, total
+from metric_kernels.losses import PairLoss
+from metric_kernels.metrics import Dot
+from metric_kernels.rowstats import row_stats
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# The interpreter is chosen when Triton is imported, and nothing else of the session needs to run in it.
+with pytest.MonkeyPatch.context() as patch:
+    if DEVICE == "cpu":
+        patch.setenv("TRITON_INTERPRET", "1")
+    triton = pytest.importorskip("triton")
+    from metric_kernels.backends import triton_fn, triton_kernels
+
+if type(triton.language.max) is not type(triton_kernels.stats):
+    pytest.skip("Triton was imported before without its interpreter", allow_module_level=True)
+
+# Masked pairs are computed as well, and numpy tells of their infinities.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
+# Of the norm: the statistics are sums of up to 45 terms in another order.
+TOLERANCE = 2e-6
+DISTANCES = {
+    "cosine": distances.CosineSimilarity,
+    "dot": lambda: distances.DotProductSimilarity(normalize_embeddings=False),
+    "euclidean": distances.LpDistance,
+    "squared euclidean": lambda: distances.LpDistance(power=2, normalize_embeddings=False),
+    "snr": distances.SNRDistance,
+    "matrix": lambda: distances.LpDistance(p=1),
+}
+
+
+@pytest.fixture(autouse=True)
+def interpreter(monkeypatch):
+    if DEVICE == "cpu":
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+
+
+class ThreeStages(PairLoss):
+    """Stages with functions of the same name and arguments, and each kind of input."""
+
+    scale = 3.0
+
+    class First:
+        stats = (lse("neg"), smallest("pos"))
+
+        def pair(v, sign, scale):
+            return scale * sign * (0.5 - v), sign * v
+
+        def dpair(v, sign, scale):
+            return -scale * sign, sign
+
+    class Second:
+        stats = (lse("pos"),)
+
+        def pair(v, sign, scale):
+            return (sign * v / scale,)
+
+        def dpair(v, sign, scale):
+            return (sign / scale,)
+
+    class Third:
+        stats = (total("pos"), total("neg"), count("neg"))
+
+        def pair(v, row1, row2, col0, sign):
+            hard = fn.relu(2.0 - fn.softplus(col0)) * fn.exp(-v * v)
+            return hard * row1, fn.sigmoid(row2 + sign * v), fn.step(v)
+
+        def dpair(v, row1, row2, col0, sign):
+            hard = fn.relu(2.0 - fn.softplus(col0)) * fn.exp(-v * v)
+            slope = fn.sigmoid(row2 + sign * v)
+            return -2.0 * v * hard * row1, sign * slope * (1.0 - slope), 0.0
+
+        def drow(v, row1, row2, col0, sign):
+            hard = fn.relu(2.0 - fn.softplus(col0)) * fn.exp(-v * v)
+            slope = fn.sigmoid(row2 + sign * v)
+            return hard, 0.0, 0.0, slope * (1.0 - slope), 0.0, 0.0
+
+        def dcol(v, row1, row2, col0, sign):
+            inner = -fn.step(2.0 - fn.softplus(col0)) * fn.sigmoid(col0)
+            return inner * fn.exp(-v * v) * row1, 0.0, 0.0
+
+    def row(self, negatives, nearest, positives, near, far, number):
+        near, positives = near.where(nearest.isfinite(), 0.0), positives.where(nearest.isfinite(), 0.0)
+        return near + far / number.clamp(min=1.0) + positives
+
+
+def points(seed, number=37):
+    """Embeddings and labels with coinciding points, and with classes of one."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(number, 8, generator=generator)
+    labels = torch.randint(0, 6, (number,), generator=generator)
+    x[5], x[9], x[11] = x[2], x[2], x[10]
+    labels[:2] = torch.tensor([-7, 2**40])
+    return x.to(DEVICE), labels.to(DEVICE)
+
+
+def error(found, expected):
+    return float(torch.linalg.vector_norm(found - expected) / torch.linalg.vector_norm(expected).clamp(min=1e-3))
+
+
+def evaluate(loss, x, *others):
+    leaves = [t.clone().requires_grad_() if t.is_floating_point() else t for t in (x, *others)]
+    x, labels, *reference = leaves
+    value = loss(x, labels, None, *reference)
+    value.backward()
+    return [value.detach(), *(t.grad for t in leaves if t.is_floating_point())]
+
+
+def cases():
+    for make in (*losses.REGISTRY.values(), ThreeStages):
+        for distance in ["cosine"] if make is losses.CircleLoss else DISTANCES:
+            yield pytest.param(make, distance, False, id=f"{make.__name__}-{distance}")
+            asymmetric = make.formula.two_sided and distance == "snr"
+            if make is not losses.NPairsLoss and not asymmetric:
+                yield pytest.param(make, distance, True, id=f"{make.__name__}-{distance}-reference set")
+
+
+@pytest.mark.parametrize("make, distance, reference_set", list(cases()))
+def test_loss_and_gradients_are_those_of_the_reference_backend(make, distance, reference_set):
+    arguments = points(0)
+    if reference_set:
+        arguments += points(1, 45)
+    found = evaluate(make(distance=DISTANCES[distance](), backend="triton"), *arguments)
+    expected = evaluate(make(distance=DISTANCES[distance](), backend="reference"), *arguments)
+    assert all(t.isfinite().all() for t in expected)
+    assert max(map(error, found, expected)) < TOLERANCE
+
+
+@pytest.mark.parametrize("make", [losses.LiftedStructureLoss, ThreeStages], ids=lambda c: c.__name__)
+def test_tiles_that_do_not_start_at_the_first_row(make):
+    for arguments in (points(0), points(0) + points(1, 45)):
+        with use_workspace(0):
+            found = evaluate(make(backend="triton"), *arguments)
+        expected = evaluate(make(backend="reference"), *arguments)
+        assert max(map(error, found, expected)) < TOLERANCE
+
+
+@pytest.mark.parametrize("make", losses.REGISTRY.values(), ids=lambda c: c.__name__)
+def test_nan_reaches_the_loss(make):
+    x, labels = points(0)
+    x[2, 3] = torch.nan
+    assert make(backend="triton")(x, labels).isnan()
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_extremes_are_those_of_the_reference_backend(distance):
+    x, labels = points(0)
+    y, ref_labels = points(1, 45)
+    for reference in ((), (y, ref_labels)):
+        found, expected = [], []
+        for name, results in (("triton", found), ("reference", expected)):
+            leaf = x.clone().requires_grad_()
+            with use_workspace(0 if name == "triton" else 1 << 20):
+                extremes = row_extremes(leaf, labels, *reference, distance=DISTANCES[distance](), backend=name)
+                sum(v.where(v.isfinite(), 0.0).square().sum() for v in extremes[:4]).backward()
+            results += [*extremes, leaf.grad]
+        assert torch.equal(found[4], expected[4])
+        for a, b in zip(found[:4], expected[:4]):
+            torch.testing.assert_close(a, b, rtol=TOLERANCE, atol=TOLERANCE)
+        assert error(found[5], expected[5]) < TOLERANCE
+
+
+def given(formula, matrix, labels, ref_labels, backend, params=()):
+    op = Op(formula, Dot, (params,))
+    options = {"normalize": False, "exclude_self": False, "given": True, "backend": backend}
+    return row_stats(op, matrix, None, labels, ref_labels, **options)
+
+
+def test_extremes_of_ties_infinities_and_nans():
+    inf, nan = torch.inf, torch.nan
+    rows = [
+        [0.0, -0.0, 0.0, 0.0, -0.0, 0.0],
+        [-inf, -inf, -inf, inf, inf, inf],
+        [1.0, nan, 2.0, nan, nan, 3.0],
+        [3.0, inf, nan, -inf, 1.0, -inf],
+        [1e-40, 2e-40, -1e-40, -0.0, 1e-40, 0.0],
+        [5.0, 7.0, 7.0, -5.0, -7.0, -7.0],
+    ]
+    matrix = torch.tensor(rows, device=DEVICE)
+    # The last row has no positive pair and the one before no negative pair.
+    labels = torch.tensor([0, 0, 0, 1, 4, 2], device=DEVICE)
+    ref_labels = torch.tensor([0, 0, 0, 1, 1, 1], device=DEVICE)
+    for columns in (ref_labels, torch.full_like(ref_labels, 4)):
+        values, index = given(FORMULA, matrix, labels, columns, "triton")
+        expected, expected_index = given(FORMULA, matrix, labels, columns, "reference")
+        torch.testing.assert_close(values, expected, rtol=0.0, atol=0.0, equal_nan=True)
+        assert torch.equal(index, expected_index)
+
+
+class Vocabulary:
+    """Every name of the vocabulary, of a number and a parameter."""
+
+    stats = (total("neg"),) * 16
+
+    def pair(v, other):
+        negative, inner = v < 0.0, (v > -1.0) & (v < 1.0)
+        second = fn.where(negative, other, other)
+        return (
+            fn.abs(v),
+            fn.exp(v),
+            fn.log(v),
+            fn.logaddexp(v, second),
+            fn.logaddexp(v, v),
+            fn.maximum(v, second),
+            fn.minimum(second, v),
+            fn.relu(v),
+            fn.sigmoid(v),
+            fn.softplus(v),
+            fn.sqrt(v),
+            fn.step(v),
+            fn.stop(v),
+            fn.where(negative, other, v),
+            fn.where(inner | negative, 1.0, 0.0),
+            fn.within(v, -1.0, other),
+        )
+
+    def dpair(v, other):
+        return v
+
+
+def test_vocabulary_has_the_values_of_torch():
+    assert set(fn.__all__) == set(triton_fn.__all__)
+    formula = Formula("test_triton.Vocabulary", stages_of(Vocabulary))
+    lowest = torch.finfo(torch.float32).min
+    ends = [0.0, -0.0, 1.0, 88.0, 1e30, -lowest, torch.inf, torch.nan]
+    numbers = torch.cat([torch.tensor(ends), -torch.tensor(ends), torch.linspace(-100.0, 100.0, 401)]).to(DEVICE)
+    labels = torch.zeros(len(numbers), dtype=torch.int64, device=DEVICE)
+    for other in (1.5, lowest, -torch.inf, torch.inf, torch.nan):
+        arguments = formula, numbers[:, None], labels, labels[:1] + 1
+        found, _ = given(*arguments, "triton", (other,))
+        expected, _ = given(*arguments, "reference", (other,))
+        torch.testing.assert_close(found, expected, rtol=TOLERANCE, atol=1e-37, equal_nan=True)
+
+
+def test_refusals_name_their_reason():
+    x, labels = points(0)
+    with pytest.raises(RuntimeError, match="float32, not torch.float64"):
+        losses.CircleLoss(backend="triton")(x.double(), labels)
+    backend = backends.load("triton")
+    assert "meta" in backend.supports(FORMULA, Dot, "meta", torch.float32)
+    body = {}
+    exec("def pair(v):\n    return (v,)\ndef dpair(v):\n    return (1.0,)", body)
+    owner = type("Sourceless", (), {"stats": (total("pos"),), "pair": body["pair"], "dpair": body["dpair"]})
+    formula = Formula("test_triton.Sourceless", stages_of(owner))
+    assert "source" in backend.supports(formula, Dot, DEVICE, torch.float32)
+
+
+def python(code, **variables):
+    """Output of a fresh interpreter without Triton's."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, env=environment | variables)
+
+
+def test_triton_is_imported_on_use_only_and_may_be_missing():
+    code = """
+import sys
+import metric_kernels
+from metric_kernels import backends
+backend = backends.load("triton")
+assert "triton" not in sys.modules
+sys.modules["triton"] = None
+assert backend.unusable() == "triton is not installed"
+"""
+    run = python(code)
+    assert run.returncode == 0, run.stderr
+
+
+def test_kernels_compile_without_a_gpu(tmp_path):
+    code = """
+import sys
+from metric_kernels.backends import aot
+sys.argv[1:] = ["NTXentLoss"]
+aot.ARCHITECTURES = (90,)
+status = aot.main()
+aot.BLOCK = aot.BLOCK | {"maxnreg": 24}
+sys.exit(10 * status + aot.main())
+"""
+    run = python(code, TRITON_CACHE_DIR=str(tmp_path))
+    assert run.returncode == 1, run.stderr  # none spills, but where registers are withheld
+    table = re.findall(r"^(\w[\w ]+?) +NTXentLoss +Dot +sm_90 +\d+ +\d+ +(\d+) +\d+$", run.stdout, re.MULTILINE)
+    assert [name for name, _ in table[:5]] == ["stats 0", "stats 1", "input_grads 1 drow", "weights", "weights both"]
+    assert len(table) == 10
+    assert all(spilled == "0" for _, spilled in table[:5])
+    # Offsets of rows in a tile are 64 bits wide.
+    for path in tmp_path.glob("*/*.ttir"):
+        assert re.search(r"arith\.extsi %n\w* : i32 to i64", path.read_text()), path

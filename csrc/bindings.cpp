@@ -24,6 +24,7 @@ struct FormulaInfo {
   const char* key;
   const char* module;
   const char* digest;
+  size_t row_params, sub_losses;
   std::vector<StageInfo> stages;
 };
 
@@ -298,6 +299,41 @@ void input_grads(TileArguments& a, int stage, const SideArguments& rows, const S
   checked.kernels->input_grads(stage, tile, mine, other, swapped, result);
 }
 
+// Returns the loss; writes its gradient with respect to the statistics. 0 if `required` is -inf for every anchor.
+template <class T>
+double epilogue(int formula, const std::vector<double>& params, const std::vector<Window>& windows, int required,
+                const py::array& values, py::array& grads) {
+  const FormulaInfo& info = formula_info(formula);
+  int total = 0;
+  for (const StageInfo& s : info.stages) total += s.stats;
+  if (values.ndim() != 2) throw py::value_error("statistics: expected 2 dimensions, got shape " + shape_of(values));
+  const int64_t n = values.shape(1);
+  if (params.size() != info.row_params)
+    throw py::value_error("params: expected " + std::to_string(info.row_params) + " numbers, got " +
+                          std::to_string(params.size()));
+  if (windows.size() != info.sub_losses)
+    throw py::value_error("windows: expected " + std::to_string(info.sub_losses) + ", got " +
+                          std::to_string(windows.size()));
+  if (required < -1 || required >= total)
+    throw py::value_error("required: expected -1 to " + std::to_string(total - 1) + ", got " + std::to_string(required));
+  Side<T> rows{};
+  rows.values = matrix<T>("statistics", values, total, n, rows.values_stride);
+  Output<T> out{};
+  out.values = writable<T>("grads", grads, total, n, out.values_stride);
+  const Kernels<T>* kernels;
+  if constexpr (sizeof(T) == 4) kernels = active().formulas.single + formula;
+  else kernels = active().formulas.twice + formula;
+  py::gil_scoped_release release;
+  bool present = required < 0;
+  for (int64_t i = 0; i < n && !present; ++i)
+    present = rows.values[required * rows.values_stride + i] != -std::numeric_limits<T>::infinity();
+  const double loss = kernels->reduce(rows, n, params.data(), windows.data(), out);
+  if (present) return loss;
+  for (int k = 0; k < total; ++k)
+    for (int64_t i = 0; i < n; ++i) out.values[k * out.values_stride + i] = T(0);
+  return 0;
+}
+
 py::dict table() {
   py::dict formulas;
   for (size_t k = 0; k < FORMULA_TABLE.size(); ++k)
@@ -331,6 +367,13 @@ PYBIND11_MODULE(_native, m) {
   m.def("input_grads", [](TILE, int stage, SIDES, bool swapped, py::array out) {
     TileArguments tile = TILE_ARGUMENTS;
     OF_TYPE(input_grads)(tile, stage, ROWS, COLS, swapped, out);
+  });
+  m.def("epilogue", [](int formula, std::vector<double> params, std::vector<std::tuple<double, double, bool>> windows,
+                       int required, py::array values, py::array grads) {
+    std::vector<Window> list;
+    for (const auto& [low, high, mean] : windows) list.push_back({low, high, mean});
+    auto call = is_double(values) ? epilogue<double> : epilogue<float>;
+    return call(formula, params, list, required, values, grads);
   });
   m.def("exp", [](py::array_t<float> x) { return py::vectorize([](float v) { return fn::exp(v); })(x); });
   m.def("isa", [] { return active().name; }, "The instruction set in use.");

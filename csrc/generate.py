@@ -50,8 +50,7 @@ class Printer(ast.NodeVisitor):
     def visit_Call(self, node):
         if not (isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name)) or node.keywords:
             self.generic_visit(node)
-        kind = "<T>" if node.func.attr in ("where", "within", "maximum", "minimum", "logaddexp") else ""
-        return f"fn::{node.func.attr}{kind}({', '.join(map(self.visit, node.args))})"
+        return f"fn::{node.func.attr}({', '.join(map(self.visit, node.args))})"
 
     def visit_Assign(self, node):
         target = node.targets[0]
@@ -136,6 +135,31 @@ def metrics() -> list[ast.ClassDef]:
     return [n for n in classes if "value" in functions(n)]
 
 
+def row(path: Path, owner: str, node: ast.ClassDef, stats: int) -> str:
+    """The loss of an anchor from all its statistics, or for a loss per pair a type that says that there is none."""
+    known = functions(node).get("row")
+    if known is None:
+        return f"struct {owner}_row {{\n  static constexpr bool per_anchor = false;\n  static constexpr int params = 0;\n}};\n"
+    arguments = [a.arg for a in known.args.args]
+    names = [f"[[maybe_unused]] const T {a}_ = stats[{k}];" for k, a in enumerate(arguments[:stats])]
+    names += [f"[[maybe_unused]] const T {a}_ = T(params[{k}]);" for k, a in enumerate(arguments[stats:])]
+    return "\n".join(
+        [
+            f"struct {owner}_row {{",
+            "  static constexpr bool per_anchor = true;",
+            f"  static constexpr int params = {len(arguments) - stats};",
+            "  template <class T, class P> static inline T loss(const T* stats, const P* params) {",
+            "    T out;",
+            indented(names),
+            indented(Printer(path).body(known, ["out"])),
+            "    return out;",
+            "  }",
+            "};",
+            "",
+        ]
+    )
+
+
 def flag(node: ast.ClassDef, name: str) -> bool:
     """A class attribute of a metric; the base class says True."""
     value = constant(node, name)
@@ -164,14 +188,14 @@ def metric(node: ast.ClassDef) -> str:
 
 
 def formulas(path: Path):
-    """(class, its stages) for every formula in a file."""
+    """(class, its stages) for every formula in a file, as nodes."""
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.ClassDef):
             nested = [c for c in node.body if isinstance(c, ast.ClassDef) and "pair" in functions(c)]
             if "pair" in functions(node):
-                yield node.name, [node]
+                yield node, [node]
             elif nested:
-                yield node.name, nested
+                yield node, nested
 
 
 def _load_digest():
@@ -202,14 +226,15 @@ def generate() -> str:
         for owner, nodes in formulas(path):
             names, first, first_param = [], 0, 0
             for k, node in enumerate(nodes):
-                names.append(f"{owner}_{k}")
+                names.append(f"{owner.name}_{k}")
                 code, stats, params = stage(path, node, names[-1], first, first_param)
                 text.append(code)
                 first, first_param = first + stats, first_param + params
-            listed.append(names)
-    text += [f"using Stages{k} = std::tuple<{', '.join(names)}>;" for k, names in enumerate(listed)]
+            text.append(row(path, owner.name, owner, first))
+            listed.append((owner.name, names))
+    text += [f"using Stages{k} = std::tuple<{', '.join(names)}>;" for k, (_, names) in enumerate(listed)]
     text.append("\n#define FORMULAS(X) \\")
-    text += [f"  X(Stages{k}) \\" for k in range(len(listed))]
+    text += [f"  X(Stages{k}, {name}_row) \\" for k, (name, _) in enumerate(listed)]
     text += ["", ""]
     return "\n".join(text)
 
@@ -229,7 +254,12 @@ def table() -> str:
                 stages.append(
                     f"{{{len(constant(node, 'stats').elts)}, {rows_in}, {cols_in}, {params}, {str(extremes).lower()}}}"
                 )
-            rows.append(f'  {{"{module}.{owner}", "{module}", "{digest(path)}", {{{", ".join(stages)}}}}},')
+            known = functions(owner).get("row")
+            total = sum(len(constant(n, "stats").elts) for n in nodes)
+            row_params = len(known.args.args) - total if known else 0
+            sub_losses = 1 if known else len(constant(nodes[-1], "stats").elts) // 2
+            identity = f'"{module}.{owner.name}", "{module}", "{digest(path)}"'
+            rows.append(f"  {{{identity}, {row_params}, {sub_losses}, {{{', '.join(stages)}}}}},")
     names = ", ".join(f'"{node.name}"' for node in metrics())
     norms = ", ".join(str(flag(node, "norms")).lower() for node in metrics())
     return "\n".join(

@@ -1,8 +1,8 @@
 // Compiled once for each instruction set; ISA names the one of this object file.
 #include "rows.h"
 
-#define ENTRY_float(Stages) Entry<Stages, float>::kernels,
-#define ENTRY_double(Stages) Entry<Stages, double>::kernels,
+#define ENTRY_float(Stages, Row) Entry<Stages, Row, float>::kernels,
+#define ENTRY_double(Stages, Row) Entry<Stages, Row, double>::kernels,
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
 

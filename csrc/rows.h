@@ -6,6 +6,7 @@
 #include <tuple>
 #include <utility>
 
+#include "dual.h"
 #include "fn.h"
 #include "tile.h"
 
@@ -400,11 +401,52 @@ void stage_input_grads(const Tile<T>& tile, const Side<T>& rows, const Side<T>& 
   }
 }
 
+// ---- epilogue: statistics to a number ---------------------------------------------------------------------------------
+
+// The loss of n anchors, and its gradient with respect to each of their K statistics.
+template <class R, class T, class... S>
+double reduce_rows(const Side<T>& rows, int64_t n, const double* params, const Window* windows, const Output<T>& grads) {
+  constexpr int K = (S::K + ...);
+  double sum = 0, number = 0;
+  if constexpr (R::per_anchor) {
+    for (int64_t i = 0; i < n; ++i) {
+      Dual<T, K> stats[K];
+      for (int k = 0; k < K; ++k) {
+        stats[k] = Dual<T, K>(rows.values[k * rows.values_stride + i]);
+        stats[k].d[k] = T(1);
+      }
+      const Dual<T, K> loss = R::loss(stats, params);
+      const bool outside = loss.v <= T(windows->low) || loss.v >= T(windows->high);
+      if (!outside) sum += double(loss.v), number += 1;
+      for (int k = 0; k < K; ++k) grads.values[k * grads.values_stride + i] = outside ? T(0) : loss.d[k];
+    }
+    if (!windows->mean) return sum;
+    number = number > 0 ? number : 1;
+    for (int k = 0; k < K; ++k)
+      for (int64_t i = 0; i < n; ++i) grads.values[k * grads.values_stride + i] *= T(1 / number);
+    return sum / number;
+  }
+  // The last stage has a sum and a count for each sub-loss.
+  using Last = std::tuple_element_t<sizeof...(S) - 1, std::tuple<S...>>;
+  for (int k = 0; k < K; ++k)
+    for (int64_t i = 0; i < n; ++i) grads.values[k * grads.values_stride + i] = T(0);
+  for (int k = 0; k < Last::K; k += 2, ++windows) {
+    const T* totals = rows.values + (Last::first + k) * rows.values_stride;
+    const T* counts = totals + rows.values_stride;
+    double total = 0, count = 0;
+    for (int64_t i = 0; i < n; ++i) total += double(totals[i]), count += double(counts[i]);
+    const double divisor = windows->mean && count > 0 ? count : 1;
+    sum += total / divisor;
+    for (int64_t i = 0; i < n; ++i) grads.values[(Last::first + k) * grads.values_stride + i] = T(1 / divisor);
+  }
+  return sum;
+}
+
 // ---- one table entry a formula ---------------------------------------------------------------------------------------
 
-template <class Formula, class T> struct Entry;
+template <class Formula, class R, class T> struct Entry;
 
-template <class... S, class T> struct Entry<std::tuple<S...>, T> {
+template <class... S, class R, class T> struct Entry<std::tuple<S...>, R, T> {
   static void stats(int stage, const Tile<T>& tile, const Side<T>& rows, const Side<T>& cols, const Output<T>& out) {
     int number = 0;
     ((number++ == stage ? stage_stats<S>(tile, rows, cols, out) : void()), ...);
@@ -425,7 +467,7 @@ template <class... S, class T> struct Entry<std::tuple<S...>, T> {
     if constexpr (One::has_drow)
       if (!swapped) return stage_input_grads<One, false>(tile, rows, cols, out);
   }
-  static constexpr Kernels<T> kernels = {stats, weights, input_grads};
+  static constexpr Kernels<T> kernels = {stats, weights, input_grads, reduce_rows<R, T, S...>};
 };
 
 }  // namespace

@@ -36,11 +36,18 @@ template <class T> struct Output {
   int64_t index_stride;
 };
 
+// The losses that a reducer takes, low < loss < high, and whether it divides their sum by their number.
+struct Window {
+  double low, high;
+  bool mean;
+};
+
 template <class T> struct Kernels {
   void (*stats)(int stage, const Tile<T>&, const Side<T>& rows, const Side<T>& cols, const Output<T>& out);
   void (*weights)(const Tile<T>&, const Side<T>& rows, const Side<T>& cols, bool both, T* norm_grad);
   void (*input_grads)(int stage, const Tile<T>&, const Side<T>& rows, const Side<T>& cols, bool swapped,
                       const Output<T>& out);
+  double (*reduce)(const Side<T>& rows, int64_t n, const double* params, const Window*, const Output<T>& grads);
 };
 
 struct Formulas {

@@ -11,7 +11,7 @@ import hashlib
 from pathlib import Path
 
 
-_PARTS = ("pair", "dpair", "drow", "dcol", "value", "dvalue")
+_PARTS = ("pair", "dpair", "drow", "dcol", "row", "value", "dvalue")
 
 
 @functools.cache

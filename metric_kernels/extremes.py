@@ -10,7 +10,7 @@ from torch import Tensor
 from metric_kernels import distances
 from metric_kernels.language import Formula, Op, largest, smallest, stages_of
 from metric_kernels.metrics import Dot
-from metric_kernels.rowstats import row_stats
+from metric_kernels.rowstats import Call, row_stats
 
 
 class Extremes:
@@ -72,15 +72,8 @@ def row_extremes(
     x = embeddings
     if given:
         x, y, metric, normalize = distance.matrix(x, x if y is None else y), None, Dot, False
-    values, index = row_stats(
-        Op(FORMULA, metric, ((),)),
-        x,
-        y,
-        labels.to(torch.int64),
-        labels.to(torch.int64) if ref_labels is None else ref_labels.to(torch.int64),
-        normalize=normalize,
-        exclude_self=ref_emb is None,
-        given=given,
-        backend=backend,
-    )
+    labels = labels.to(torch.int64)
+    ref_labels = labels if ref_labels is None else ref_labels.to(torch.int64)
+    op = Op(FORMULA, metric, ((),))
+    values, index = row_stats(Call(op, x, y, labels, ref_labels, normalize, ref_emb is None, given, backend))
     return RowExtremes(*(v.to(embeddings.dtype) for v in values), index)

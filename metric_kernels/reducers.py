@@ -32,6 +32,9 @@ class Reducer(nn.Module):
 
     window = (-math.inf, math.inf)
     needs_each = False
+    # Whether the result is the sum of the losses in the window ("sum") or that over their number ("mean"), or neither (None):
+    # then a backend may reduce by itself.
+    plain: str | None = None
 
     def of_pairs(self, totals: Tensor, counts: Tensor, labels: Tensor) -> Tensor:
         """Reduce from sums and counts (B,) per anchor over the pair losses inside the window."""
@@ -56,6 +59,8 @@ def _mean(totals: Tensor, counts: Tensor) -> Tensor:
 class MeanReducer(Reducer):
     """Mean of all losses; 0 if there are none."""
 
+    plain = "mean"
+
     def of_anchors(self, losses, labels):
         return losses.sum() / torch.sym_max(losses.shape[0], 1)
 
@@ -65,6 +70,8 @@ class MeanReducer(Reducer):
 
 class ThresholdReducer(Reducer):
     """Mean of the losses with ``low < loss < high``; 0 if there are none."""
+
+    plain = "mean"
 
     def __init__(self, low: float | None = None, high: float | None = None):
         super().__init__()
@@ -90,6 +97,8 @@ class AvgNonZeroReducer(ThresholdReducer):
 class SumReducer(Reducer):
     """Sum of the losses."""
 
+    plain = "sum"
+
     def of_pairs(self, totals, counts, labels):
         return totals.sum()
 
@@ -99,6 +108,8 @@ class SumReducer(Reducer):
 
 class DivisorReducer(Reducer):
     """Sum of the losses over a divisor that the loss supplies; a loss that supplies none divides by 1."""
+
+    plain = "sum"
 
     def of_pairs(self, totals, counts, labels):
         return totals.sum()

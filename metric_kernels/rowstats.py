@@ -6,6 +6,8 @@ overwrite what they are given, always compute it again.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -13,51 +15,71 @@ from torch.autograd.function import once_differentiable
 from metric_kernels import backends, core
 from metric_kernels.language import Op, formula
 from metric_kernels.metrics import METRICS
+from metric_kernels.tile import Epilogue
 
 _METRICS = {m.__name__: m for m in METRICS}
 
 
-def row_stats(
-    op: Op,
-    x: Tensor,
-    y: Tensor | None,
-    labels: Tensor,
-    ref_labels: Tensor,
-    *,
-    normalize: bool,
-    exclude_self: bool,
-    given: bool = False,
-    backend: str | None = None,
-) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Statistics (N,) each of every row of x (N, D) against y (M, D), or x if y is None, and columns of extremes (K, N).
+class Call(NamedTuple):
+    """A request for the statistics of every row of x (N, D) against y (M, D), or against x if y is None.
 
-    Differentiable once in x and y. ``exclude_self`` removes the pairs (i, i). With ``given``, x is the matrix (N, M) of
-    pair values itself.
+    ``exclude_self`` removes the pairs (i, i). With ``given``, x is the matrix (N, M) of pair values itself.
     """
+
+    op: Op
+    x: Tensor
+    y: Tensor | None
+    labels: Tensor
+    ref_labels: Tensor
+    normalize: bool
+    exclude_self: bool
+    given: bool
+    backend: str | None
+
+    @property
+    def arithmetic(self) -> torch.dtype:
+        x, y = self.x, self.y
+        return core.arithmetic(x.dtype if y is None else torch.promote_types(x.dtype, y.dtype))
+
+    def chosen(self) -> object:
+        return backends.choose(self.op, self.x.device, self.arithmetic, self.backend)
+
+
+def row_stats(call: Call) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Statistics (N,) each, and the columns of extremes (K, N). Differentiable once in x and y."""
     if torch.compiler.is_compiling():
-        flat = [p for stage in op.params for p in stage]
-        options = (op.formula.key, op.metric.__name__, flat, normalize, exclude_self, given, backend or "")
-        values, index = torch.ops.metric_kernels.row_stats(x, y, labels, ref_labels, *options)
+        values, index = torch.ops.metric_kernels.row_stats(*_spelled(call))
         return values.unbind(0), index
-    *values, index = _RowStats.apply(x, y, labels, ref_labels, op, normalize, exclude_self, given, backend)
+    *values, index = _RowStats.apply(call.x, call.y, call)
     return tuple(values), index
 
 
-class _Call:
-    """One evaluation: the points, the problem, and the products as far as they are kept."""
+def has_epilogue(call: Call) -> bool:
+    """Whether the backend of a call can do the epilogue of its formula too."""
+    return not torch.compiler.is_compiling() and hasattr(call.chosen(), "epilogue")
 
-    def __init__(self, x, y, labels, ref_labels, op: Op, normalize, exclude_self, given, backend):
-        dtype = core.arithmetic(x.dtype if y is None else torch.promote_types(x.dtype, y.dtype))
-        chosen = backends.choose(op, x.device, dtype, backend)
-        self.problem = core.Problem(op, normalize, labels, ref_labels, exclude_self, chosen)
+
+def row_loss(call: Call, epilogue: Epilogue) -> Tensor:
+    """The loss as one operation, for small batches: torch would take as long for the epilogue as for the products."""
+    return _RowLoss.apply(call.x, call.y, call, epilogue)
+
+
+class _Run:
+    """A call under way: the points, the problem, and the products as far as they are kept."""
+
+    def __init__(self, call: Call):
+        op, x, y, dtype = call.op, call.x, call.y, call.arithmetic
+        self.problem = core.Problem(
+            op, call.normalize, call.labels, call.ref_labels, call.exclude_self, call.chosen()
+        )
         self.dtypes = x.dtype, x.dtype if y is None else y.dtype
         self.kept = None
-        if given:
+        if call.given:
             self.kept = x.detach().to(dtype).contiguous()
             self.x, self.y = (core.Points.counted(n, self.kept) for n in x.shape)
         else:
-            self.x = core.Points(x, op.metric, normalize, dtype)
-            self.y = self.x if y is None else core.Points(y, op.metric, normalize, dtype)
+            self.x = core.Points(x, op.metric, call.normalize, dtype)
+            self.y = self.x if y is None else core.Points(y, op.metric, call.normalize, dtype)
 
     def forward(self, keep: bool) -> tuple[core.Statistics, core.Statistics | None]:
         n, m = len(self.x.z), len(self.y.z)
@@ -75,10 +97,10 @@ class _Call:
 
 class _RowStats(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, y, *options):
+    def forward(ctx, x, y, call):
         with _no_autocast(x.device.type):
-            ctx.call = _Call(x, y, *options)
-            rows, cols = ctx.call.forward(keep=any(ctx.needs_input_grad[:2]))
+            ctx.run = _Run(call)
+            rows, cols = ctx.run.forward(keep=any(ctx.needs_input_grad[:2]))
         ctx.cols = None if cols is rows else cols
         ctx.save_for_backward(*rows)
         ctx.mark_non_differentiable(rows.index)
@@ -88,10 +110,31 @@ class _RowStats(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, *grads):
-        rows = core.Statistics(*ctx.saved_tensors)
-        with _no_autocast(rows.values.device.type):
-            gx, gy = ctx.call.backward(rows, ctx.cols, torch.stack(grads[:-1]), ctx.needs_input_grad[:2])
-        return gx, gy, None, None, None, None, None, None, None
+        return _pulled(ctx, core.Statistics(*ctx.saved_tensors), torch.stack(grads[:-1]))
+
+
+class _RowLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, y, call, epilogue):
+        with _no_autocast(x.device.type):
+            ctx.run = _Run(call)
+            rows, cols = ctx.run.forward(keep=any(ctx.needs_input_grad[:2]))
+        loss, grads = ctx.run.problem.backend.epilogue(call.op, epilogue, rows.values)
+        ctx.cols = None if cols is rows else cols
+        ctx.save_for_backward(*rows, grads)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        *rows, grads = ctx.saved_tensors
+        return *_pulled(ctx, core.Statistics(*rows), grads * grad), None
+
+
+def _pulled(ctx, rows: core.Statistics, grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    with _no_autocast(grads.device.type):
+        gx, gy = ctx.run.backward(rows, ctx.cols, grads, ctx.needs_input_grad[:2])
+    return gx, gy, None
 
 
 def _no_autocast(device: str):
@@ -121,18 +164,25 @@ _library.define(
 )
 
 
-def _named(x, y, labels, ref_labels, key, metric, params, *options) -> _Call:
+def _spelled(call: Call) -> tuple:
+    """A call as the arguments of an operator."""
+    op, x, y, labels, ref_labels, *options, backend = call
+    flat = [p for stage in op.params for p in stage]
+    return x, y, labels, ref_labels, op.formula.key, op.metric.__name__, flat, *options, backend or ""
+
+
+def _called(x, y, labels, ref_labels, key, metric, params, *options) -> Call:
     """The call that the arguments of an operator spell."""
     *options, backend = options
     known, flat = formula(key), iter(params)
     op = Op(known, _METRICS[metric], tuple(tuple(next(flat) for _ in s.params) for s in known.stages))
-    return _Call(x, y, labels, ref_labels, op, *options, backend or None)
+    return Call(op, x, y, labels, ref_labels, *options, backend or None)
 
 
 @torch.library.impl(_library, "row_stats", "CompositeExplicitAutograd")
 def _row_stats(x, *options):
     with _no_autocast(x.device.type):
-        return tuple(_named(x, *options).forward(keep=False)[0])
+        return tuple(_Run(_called(x, *options)).forward(keep=False)[0])
 
 
 @torch.library.impl(_library, "row_stats_backward", "CompositeExplicitAutograd")
@@ -140,7 +190,7 @@ def _row_stats_backward(grads, values, index, x, *options):
     *options, want_x, want_y = options
     with _no_autocast(x.device.type):
         rows = core.Statistics(values, index)
-        gx, gy = _named(x, *options).backward(rows, None, grads, (want_x, want_y))
+        gx, gy = _Run(_called(x, *options)).backward(rows, None, grads, (want_x, want_y))
     return x.new_empty(0) if gx is None else gx, x.new_empty(0) if gy is None else gy
 
 

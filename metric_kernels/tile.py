@@ -13,6 +13,8 @@ columns.
 ``input_grads(op, stage, tile, rows, cols, swapped) -> (inputs, m)``
     gradients with respect to the statistics that a stage reads: those of i, summed over j, or (``swapped``) those of j as
     the other point of i, again summed over j, so that nothing is ever accumulated across rows.
+
+It may have ``epilogue(op, epilogue, values) -> (loss, dloss/dvalues)`` too; otherwise torch does that part.
 """
 
 from __future__ import annotations
@@ -50,3 +52,13 @@ class Side(NamedTuple):
         if rows.start == 0 and rows.stop == self.values.shape[1]:
             return self
         return Side(self.values[:, rows], self.grads[:, rows], self.index[:, rows])
+
+
+class Epilogue(NamedTuple):
+    """How statistics become a number: the parameters of ``row`` (see PairLoss), (low, high, mean) for each sub-loss, where
+    the losses in between are averaged or summed, and the statistic that some anchor must have.
+    """
+
+    params: tuple[float, ...]
+    windows: tuple[tuple[float, float, bool], ...]
+    required: int | None

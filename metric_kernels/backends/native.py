@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metric_kernels.digest import digest
 from metric_kernels.language import Formula, Op
-from metric_kernels.tile import Side, Tile
+from metric_kernels.tile import Epilogue, Side, Tile
 
 
 @functools.cache
@@ -71,6 +71,20 @@ class NativeBackend:
         out = tile.s.new_empty(len(current.cols if swapped else current.rows), tile.s.shape[0])
         _extension()[0].input_grads(*_arguments(op, tile), stage, *_side(rows), *_side(cols), swapped, out.numpy())
         return out
+
+    def epilogue(self, op: Op, epilogue: Epilogue, values: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss, and its gradient with respect to the statistics (K, N)."""
+        native = _extension()[0]
+        grads = torch.empty_like(values)
+        loss = native.epilogue(
+            native.formulas[op.formula.key][0],
+            epilogue.params,
+            epilogue.windows,
+            -1 if epilogue.required is None else epilogue.required,
+            values.numpy(),
+            grads.numpy(),
+        )
+        return values.new_tensor(loss), grads
 
 
 def _changed(module: str, built: str) -> bool:

@@ -147,6 +147,14 @@ def _take(context, pointer, amount):
     return types.int64(types.CPointer(types.int64), types.int64), generate
 
 
+@functools.cache
+def _unpack(dtype):
+    kinds = [dtype if n in FLOATS else np.uint32 if n == "found" else np.int64 for n in TABLE[2:]]
+    scope = {"matrix": _matrix, **{f"d{k}": v for k, v in enumerate(kinds)}}
+    exec("def unpack(table):\n    return (" + ", ".join(f"matrix(table[{k+2}], d{k})" for k in range(len(kinds))) + ")", scope)
+    return _jit(scope["unpack"])
+
+
 @_jit
 def _matrix(entry, dtype):
     return numba.carray(_pointer(entry[0], dtype), (entry[1], entry[2]), dtype)
@@ -294,11 +302,7 @@ class _Printer:
         body = list(lines)
         text = "\n".join(body)
         used = lambda name: re.search(rf"\b{name}\b", "\n".join([text, *self.hoisted.values()]))
-        arrays = [
-            f"{name} = matrix(table[{k}], {'real' if name in FLOATS else 'uint32' if name == 'found' else 'int64'})"
-            for k, name in enumerate(TABLE)
-            if k > 1 and (used(name) or name in ("s", "numbers", "labels", "ref_labels", "found", "scratch"))
-        ]
+        arrays = [", ".join(TABLE[2:]) + " = unpack(table)"]
         numbers = ["eps", *(name for names in self.numbers for name in names)]
         source = _FRAME.format(
             arrays="\n    ".join(arrays),
@@ -312,7 +316,7 @@ class _Printer:
             "carray": numba.carray,
             "SHAPE": (len(TABLE), 3),
             "int64": np.int64,
-            "uint32": np.uint32,
+            "unpack": _unpack(dtype),
             "real": dtype,
             "matrix": _matrix,
             "pointer": _pointer,

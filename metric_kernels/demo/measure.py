@@ -39,11 +39,14 @@ def times(losses: dict[str, nn.Module]) -> dict[int, dict[str, float]]:
     the growth so far foretells seconds for the next step, that step could also exceed the memory of a laptop.
     """
     seconds, before = {}, None
-    for size in tqdm(BATCHES, desc=f"{'time of a loss step':<32}", unit="batch size"):
+    bar = tqdm(BATCHES, desc=f"{'time of a loss step':<32}", unit="batch size")
+    for size in bar:
         x, labels = batch_of(size)
         seconds[size] = interleaved_medians({name: partial(step, m, x, labels) for name, m in losses.items()})
         now = max(seconds[size].values())
         if before is not None and now * now / before > TOO_SLOW_S:
+            bar.total = len(seconds)
+            bar.close()
             break
         before = now
     return seconds

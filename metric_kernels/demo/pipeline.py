@@ -123,6 +123,8 @@ def summary(results: dict, out: Path) -> str:
     apart = results["curves"]["largest_relative_difference"]
     same = all(apart[dtype]["first_epoch"] < limit for dtype, limit in SAME.items())
     verdict = "the same loss, up to rounding, which training amplifies" if same else "NOT the same loss"
+    if any(d["steps"] < len(results["curves"][dtype][OURS]) for dtype, d in apart.items()):
+        verdict += f" (PML was stopped after {PML_LIMIT_S} s)"
     lines = [
         "",
         f"Recall@K on the held-out digits 6-9 ({results['held_out_images']} images, cosine similarity)",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import re
 from typing import Callable
 
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from metric_kernels import backends, distances, reducers, tuples
 from metric_kernels.language import Formula, Op, Stage, stages_of
 from metric_kernels.metrics import Dot
-from metric_kernels.rowstats import row_stats
+from metric_kernels.rowstats import Call, has_epilogue, row_loss, row_stats
+from metric_kernels.tile import Epilogue
 
 REGISTRY: dict[str, type[PairLoss]] = {}
 _WINDOW = re.compile(r"(low|high)(\d+)$")
@@ -25,9 +27,10 @@ class PairLoss(nn.Module):
     nested classes that have these, one per stage. Arguments of ``pair`` other than the pair value and earlier statistics
     are attributes of the loss, read at each call as Python floats.
 
-    ``row(*statistics)`` turns statistics (B,) into losses (B,), one per anchor, in plain torch. A loss without it is a loss
-    per pair: its last stage has ``total`` and ``count`` for each of ``sub_losses``, the sum and number of the pair losses
-    inside the reducer's window (``low0 < loss < high0`` for the first sub-loss, ``low1`` ... for the second).
+    ``row(statistics..., parameters...)``, in the same language, makes of all statistics of an anchor its loss. A loss without
+    it is a loss per pair: its last stage has ``total`` and ``count`` for each of ``sub_losses``, the sum and number of the
+    pair losses inside the reducer's window (``low0 < loss < high0`` for the first sub-loss, ``low1`` ... for the second).
+    If ``required`` is the number of a log-sum-exp statistic, the loss is 0 unless some anchor has it.
 
     Args:
         distance: a distance of :mod:`metric_kernels.distances` or pytorch_metric_learning.distances.
@@ -40,21 +43,27 @@ class PairLoss(nn.Module):
     default_reducer: Callable[[], reducers.Reducer] = reducers.MeanReducer
     sub_losses: tuple[str, ...] = ("loss",)
     counts_repetitions = False
+    required: int | None = None
     formula: Formula
     row: Callable[..., Tensor] | None = None
+    row_params: tuple[str, ...] = ()
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         stages = stages_of(cls)
+        if not stages and "row" in cls.__dict__:
+            stages = cls.formula.stages  # another formula all the same: compiled code has a row of its own
         if stages:
             cls.formula = Formula(f"{cls.__module__}.{cls.__qualname__}", stages)
         if not hasattr(cls, "formula"):
             raise TypeError(f"{cls.__qualname__}: expected a formula (stats, pair and dpair) in the class body")
-        if cls.row is None:
+        if cls.row is not None:
+            cls.row_params = tuple(inspect.signature(cls.row).parameters)[len(cls.formula.stats) :]
+        else:
             kinds = [s.kind for s in cls.formula.stages[-1].stats]
             if kinds != ["total", "count"] * len(cls.sub_losses):
                 raise TypeError(
-                    f"{cls.__qualname__}: expected a method row(self, *statistics), or as last statistics a total and a "
+                    f"{cls.__qualname__}: expected row(statistics..., parameters...), or as last statistics a total and a "
                     f"count for each of sub_losses {cls.sub_losses}, got {kinds}"
                 )
         if cls.__module__.startswith("metric_kernels.losses."):
@@ -118,11 +127,16 @@ class PairLoss(nn.Module):
 
     def _evaluate(self, batch: _Batch):
         reducer = self._reducers()
-        if batch.pairs is None and not any(r.needs_each for r in reducer):
-            return self._reduce(self._fused(batch), reducer, batch)
-        return self._explicit(batch, reducer)
+        if batch.pairs is not None or any(r.needs_each for r in reducer):
+            return self._explicit(batch, reducer)
+        call = self._call(batch)
+        epilogue = self._epilogue(reducer)
+        if epilogue is not None and has_epilogue(call):
+            return row_loss(call, epilogue)
+        values, _ = row_stats(call)
+        return self._reduce(values, reducer, batch)
 
-    def _fused(self, batch: _Batch) -> tuple[Tensor, ...]:
+    def _call(self, batch: _Batch) -> Call:
         x, y = batch.x, None if batch.same else batch.y
         metric, normalize = self.distance.metric, self.distance.normalize_embeddings
         given = metric is None
@@ -133,18 +147,15 @@ class PairLoss(nn.Module):
                 f"distance: {type(self).__name__} with a reference set expects a symmetric one, "
                 f"got {type(self.distance).__name__}"
             )
-        values, _ = row_stats(
-            Op(self.formula, metric, self._params()),
-            x,
-            y,
-            batch.targets,
-            batch.ref_labels,
-            normalize=normalize,
-            exclude_self=batch.exclude_self,
-            given=given,
-            backend=self.backend,
-        )
-        return values
+        op = Op(self.formula, metric, self._params())
+        return Call(op, x, y, batch.targets, batch.ref_labels, normalize, batch.exclude_self, given, self.backend)
+
+    def _epilogue(self, reducer: list[reducers.Reducer]) -> Epilogue | None:
+        """What a backend needs to reduce by itself, or None if a reducer is not a plain sum or mean."""
+        if any(r.plain is None for r in reducer):
+            return None
+        windows = tuple((*r.window, r.plain == "mean") for r in reducer)
+        return Epilogue(tuple(float(getattr(self, name)) for name in self.row_params), windows, self.required)
 
     def _explicit(self, batch: _Batch, reducer: list[reducers.Reducer]):
         pairs = batch.pairs or tuples.all_pairs(batch.targets, batch.ref_labels, batch.exclude_self)
@@ -156,14 +167,17 @@ class PairLoss(nn.Module):
         values, each = tuples.statistics(self.formula, params, self.distance, batch.x, batch.y, batch.same, *pairs)
         if not each_needed:
             return self._reduce(values.unbind(0), reducer, batch)
+        present = self._present(values)
         if self.row is not None:
-            found = {"loss": (self.row(*values), torch.arange(len(batch.x), device=batch.x.device), "element")}
+            losses = self._rows(values.unbind(0))
+            found = {"loss": (losses, torch.arange(len(batch.x), device=batch.x.device), "element")}
         else:
-            gates = self._gate(values.unbind(0))
             found = {
-                name: (t if gates is None else t * gates, tuple(p), "pos_pair" if p is pairs[0] else "neg_pair")
+                name: (t, tuple(p), "pos_pair" if p is pairs[0] else "neg_pair")
                 for name, (p, t) in zip(self.sub_losses, each)
             }
+        if present is not None:
+            found = {name: (torch.where(present, t, 0.0), *rest) for name, (t, *rest) in found.items()}
         named = {
             name: {"losses": losses.to(batch.result_type), "indices": indices, "reduction_type": kind}
             for name, (losses, indices, kind) in found.items()
@@ -186,19 +200,24 @@ class PairLoss(nn.Module):
 
     def _reduce(self, values: tuple[Tensor, ...], reducer: list[reducers.Reducer], batch: _Batch) -> Tensor:
         if self.row is not None:
-            return reducer[0].of_anchors(self.row(*values), batch.labels)
-        first = self.formula.first[-1]
-        gate = self._gate(values)
-        losses = [
-            r.of_pairs(values[first + 2 * k], values[first + 2 * k + 1].detach(), batch.labels)
-            for k, r in enumerate(reducer)
-        ]
-        loss = losses[0] if len(losses) == 1 else sum(losses)
-        return loss if gate is None else torch.where(gate, loss, 0.0)
+            loss = reducer[0].of_anchors(self._rows(values), batch.labels)
+        else:
+            first = self.formula.first[-1]
+            losses = [
+                r.of_pairs(values[first + 2 * k], values[first + 2 * k + 1].detach(), batch.labels)
+                for k, r in enumerate(reducer)
+            ]
+            loss = losses[0] if len(losses) == 1 else sum(losses)
+        present = self._present(values)
+        return loss if present is None else torch.where(present, loss, 0.0)
 
-    def _gate(self, values: tuple[Tensor, ...]) -> Tensor | None:
-        """A bool scalar that says whether the batch has what a loss per pair needs; None if it needs nothing."""
-        return None
+    def _rows(self, values: tuple[Tensor, ...]) -> Tensor:
+        """The loss of each anchor."""
+        return type(self).row(*values, *(float(getattr(self, name)) for name in self.row_params))
+
+    def _present(self, values: tuple[Tensor, ...]) -> Tensor | None:
+        """A bool scalar: whether some anchor has the required statistic. None if none is required."""
+        return None if self.required is None else ~torch.isneginf(values[self.required]).all()
 
     def _reducers(self) -> list[reducers.Reducer]:
         """The reducer of each sub-loss."""

@@ -48,5 +48,5 @@ class CircleLoss(PairLoss):
     def dpair(v, m, gamma):
         return -gamma * fn.relu(1.0 + m - v), gamma * fn.relu(v + m)
 
-    def row(self, positives, negatives):
+    def row(positives, negatives):
         return fn.softplus(positives + negatives)

@@ -1,5 +1,3 @@
-import torch
-
 from metric_kernels import fn
 from metric_kernels.distances import LpDistance
 from metric_kernels.language import count, lse, total
@@ -35,6 +33,7 @@ class LiftedStructureLoss(PairLoss):
 
     default_distance = LpDistance
     counts_repetitions = True
+    required = 0
 
     def __init__(self, neg_margin: float = 1, pos_margin: float = 0, **kwargs):
         super().__init__(**kwargs)
@@ -76,6 +75,3 @@ class LiftedStructureLoss(PairLoss):
             lifted = fn.relu(fn.where(none, 0.0, fn.logaddexp(row0, col0)) + sign * (v - pos_margin))
             share = fn.where(none, 0.0, fn.sigmoid(col0 - row0))
             return fn.within(0.5 * lifted * lifted, low0, high0) * lifted * share, 0.0
-
-    def _gate(self, values):
-        return ~torch.isneginf(values[0]).all()

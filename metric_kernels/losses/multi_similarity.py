@@ -43,5 +43,5 @@ class MultiSimilarityLoss(PairLoss):
     def dpair(v, sign, alpha, beta, base):
         return alpha * sign, -beta * sign
 
-    def row(self, positives, negatives):
-        return fn.softplus(positives) / self.alpha + fn.softplus(negatives) / self.beta
+    def row(positives, negatives, alpha, beta):
+        return fn.softplus(positives) / alpha + fn.softplus(negatives) / beta

@@ -39,7 +39,7 @@ class NPairsLoss(PairLoss):
     def dpair(v, sign):
         return -sign, -sign
 
-    def row(self, positive, negatives):
+    def row(positive, negatives):
         return fn.softplus(negatives - positive)
 
     def _evaluate(self, batch):

@@ -1,6 +1,4 @@
-import torch
-
-from metric_kernels.core import finite
+from metric_kernels import fn
 from metric_kernels.language import count, lse, total
 from metric_kernels.losses._base import PairLoss
 from metric_kernels.reducers import AvgNonZeroReducer
@@ -31,6 +29,7 @@ class SupConLoss(PairLoss):
     """
 
     default_reducer = AvgNonZeroReducer
+    required = 1
 
     def __init__(self, temperature: float = 0.1, **kwargs):
         super().__init__(**kwargs)
@@ -46,8 +45,7 @@ class SupConLoss(PairLoss):
         slope = -sign / temperature
         return slope, slope, slope, 0.0
 
-    def row(self, positives, negatives, logits, number):
-        valid = (number > 0) & ~torch.isneginf(negatives).all()
-        # An anchor without positives must not send the NaN of -inf minus -inf back through the logarithm.
-        everything = torch.logaddexp(finite(positives), negatives)
-        return (everything - logits / number.detach().clamp(min=1.0)) * valid
+    def row(positives, negatives, logits, number):
+        counts = number > 0.0
+        everything = fn.logaddexp(fn.where(counts, positives, 0.0), negatives)
+        return fn.where(counts, everything - logits / fn.where(counts, number, 1.0), 0.0)

@@ -1,0 +1,92 @@
+"""Batches, backends and constructor arguments that the tests share."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from metric_kernels import backends
+from metric_kernels.losses import REGISTRY
+
+LOSSES = sorted(REGISTRY)
+WITH_REF = [name for name in LOSSES if name != "NPairsLoss"]
+PER_PAIR = ["ContrastiveLoss", "LiftedStructureLoss", "NTXentLoss"]
+PER_ROW = ["CircleLoss", "MultiSimilarityLoss", "SupConLoss"]
+
+# Arguments other than the defaults; mild ones, so that no exponent is large.
+PARAMS = {
+    "ContrastiveLoss": {"pos_margin": 0.3, "neg_margin": 1.2},
+    "MultiSimilarityLoss": {"alpha": 3.0, "beta": 20.0, "base": 0.3},
+    "SupConLoss": {"temperature": 0.3},
+    "CircleLoss": {"m": 0.25, "gamma": 10},
+    "NTXentLoss": {"temperature": 0.4},
+    "NPairsLoss": {},
+    "LiftedStructureLoss": {"neg_margin": 0.8, "pos_margin": 0.1},
+}
+
+
+def reason_against(name: str) -> str | None:
+    try:
+        return backends.load(name).unusable()
+    except ImportError as error:
+        return str(error)
+
+
+def backend_params(*names: str) -> list:
+    """Parameters of a test, skipped with their reason where a backend is not usable."""
+    reasons = {name: reason_against(name) for name in names}
+    return [
+        pytest.param(name, marks=pytest.mark.skipif(reason is not None, reason=f"{name}: {reason}"))
+        for name, reason in reasons.items()
+    ]
+
+
+# Numba takes seconds to compile a formula for a metric and a type: it takes part where float32 and the default metric do.
+BACKENDS = backend_params("native", "reference", "numba")
+QUICK_BACKENDS = backend_params("native", "reference")
+
+
+def embeddings(size: int, dim: int = 6, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(size, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def unbalanced_labels(size: int, seed: int = 0, classes: int = 4) -> Tensor:
+    """Classes of very different sizes; the last two rows are alone in theirs."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = 0.5 ** torch.arange(classes, dtype=torch.float64)
+    labels = torch.multinomial(weights, size, replacement=True, generator=generator)
+    labels[-2:] = torch.tensor([classes, classes + 1])
+    return labels
+
+
+LAYOUTS = {
+    "unbalanced": unbalanced_labels,
+    "pairs": lambda size: torch.arange(size) // 2,
+    "halves": lambda size: torch.arange(size) % 2,
+    "one_class": lambda size: torch.zeros(size, dtype=torch.int64),
+    "all_different": torch.arange,
+}
+
+
+def listed_pairs(labels: Tensor, ref_labels: Tensor | None = None, number: int = 30) -> tuple[Tensor, ...]:
+    """Random positive and negative pairs with repetitions, not in order of the anchor."""
+    generator = torch.Generator().manual_seed(0)
+    same = labels[:, None] == (labels if ref_labels is None else ref_labels)
+    negative = ~same
+    if ref_labels is None:
+        same.fill_diagonal_(False)
+    result = []
+    for mask in (same, negative):
+        pairs = mask.nonzero()
+        pick = torch.randint(len(pairs), (number,), generator=generator)
+        result += list(pairs[pick].unbind(1))
+    return tuple(result)
+
+
+def value_and_grads(loss, *inputs: Tensor | None, connected: bool = True) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Value and gradients; the value must depend on every input unless ``connected`` is False."""
+    leaves = [t.detach().clone().requires_grad_() for t in inputs if t is not None]
+    value = loss(*leaves)
+    grads = torch.autograd.grad(value, leaves, allow_unused=not connected, materialize_grads=not connected)
+    return value.detach(), grads

@@ -1,0 +1,51 @@
+"""What holds for every test: fixed seeds, and no fresh memory that happens to hold zeros."""
+
+import importlib
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+# benchmarks/ is a folder of the repository, not of the installed package.
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _poisoned_memory():
+    """Fresh memory holds NaN and the largest integers, so that an output that nobody wrote cannot pass.
+
+    Torch does this itself where it is told to be deterministic. The Numba backend is given another numpy; numpy itself is
+    left alone, since Numba looks its functions up in there.
+    """
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    with pytest.MonkeyPatch.context() as patch:
+        try:
+            backend = importlib.import_module("metric_kernels.backends.numba")
+        except ImportError:
+            backend = None
+        if backend is not None:
+            patch.setattr(backend, "np", poisoned_numpy())
+        yield
+    torch.use_deterministic_algorithms(False)
+
+
+def poisoned_numpy() -> types.ModuleType:
+    """numpy with an ``empty`` that fills what it returns."""
+
+    def empty(*args, **kwargs):
+        array = np.empty(*args, **kwargs)
+        array.fill(np.nan if array.dtype.kind == "f" else np.iinfo(array.dtype).max)
+        return array
+
+    module = types.ModuleType("numpy")
+    module.__dict__.update({**np.__dict__, "empty": empty})
+    return module

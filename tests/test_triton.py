@@ -16,8 +16,9 @@ from metric_kernels.core import use_workspace
 from metric_kernels.extremes import FORMULA
 from metric_kernels.language import Formula, Op, count, lse, smallest, stages_of, total
 from metric_kernels.losses import PairLoss
-from metric_kernels.metrics import Dot
+from metric_kernels.metrics import Dot, Euclidean
 from metric_kernels.rowstats import row_stats
+from metric_kernels.tile import Side, Tile
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # The interpreter is chosen when Triton is imported, and nothing else of the session needs to run in it.
@@ -148,6 +149,25 @@ def test_tiles_that_do_not_start_at_the_first_row(make):
             found = evaluate(make(backend="triton"), *arguments)
         expected = evaluate(make(backend="reference"), *arguments)
         assert max(map(error, found, expected)) < TOLERANCE
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_weights_of_one_direction_and_of_both(both):
+    """The losses ask for one direction only where the columns have no statistics; the contract does not."""
+    x, labels = points(0)
+    formula = ThreeStages.formula
+    op = Op(formula, Euclidean, ThreeStages()._params())
+    found = []
+    for name in ("triton", "reference"):
+        generator = torch.Generator().manual_seed(2)
+        values, grads = torch.randn(2, len(formula.stats), len(x), generator=generator).to(DEVICE)
+        index = torch.randint(0, len(x), values.shape, generator=generator).to(DEVICE)
+        rows, squares, product = slice(10, 30), x.square().sum(1), x @ x.t()
+        tile = Tile(product[rows].clone(), labels[rows], labels, 10, 10, squares[rows], squares, 1e-6)
+        norm_grad, side = torch.empty_like(squares[rows]), Side(values, grads, index)
+        backends.load(name).weights(op, tile, side.at(rows), side, both, norm_grad)
+        found.append((tile.s, norm_grad))
+    assert max(map(error, *found)) < TOLERANCE
 
 
 @pytest.mark.parametrize("make", losses.REGISTRY.values(), ids=lambda c: c.__name__)

@@ -8,9 +8,15 @@ from benchmarks import gate
 from benchmarks.cases import OURS, PROVIDERS, Case, Step
 from benchmarks.timing import Timing, interleaved
 
+# Nothing in the products varies from step to step, so a wide spread of the floor comes from other processes.
+BUSY_SPREAD = 1.5
+
 
 class Result(NamedTuple):
-    """A timing, or a note that says why there is none: not to be run here, or run and ``failed``."""
+    """A timing, or a note that says why there is none: not to be run here, or run and ``failed``.
+
+    The floor has a note beside its timing if that does not deserve trust.
+    """
 
     timing: Timing | None = None
     errors: gate.Errors | None = None
@@ -40,7 +46,9 @@ def compare(case: Case, providers: tuple[str, ...], budget_s: float) -> Comparis
         if step is not None:
             steps[name] = step
     for name, timing in interleaved(steps, budget_s).items():
-        results[name] = results[name]._replace(timing=timing)
+        busy = name == "floor" and timing.p80 > BUSY_SPREAD * timing.p20
+        note = f"busy machine: p80 is {timing.p80 / timing.p20:.1f} times p20" if busy else ""
+        results[name] = results[name]._replace(timing=timing, note=note)
     return Comparison(results, steps)
 
 

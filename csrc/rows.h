@@ -64,6 +64,15 @@ template <class T> struct Row {
       metric_values<decltype(m)>(s + j, p, q(j), len, tile.eps, swapped, v);
     });
   }
+  // The same for listed columns only.
+  void values(int64_t j, const int* at, int count, bool swapped, T* v) const {
+    T few_s[CHUNK], few_q[CHUNK];
+    for (int k = 0; k < count; ++k) few_s[k] = s[j + at[k]];
+    for (int k = 0; k < count && tile.q; ++k) few_q[k] = tile.q[j + at[k]];
+    with_metric(tile.metric, [&](auto m) {
+      metric_values<decltype(m)>(few_s, p, few_q, count, tile.eps, swapped, v);
+    });
+  }
   void slopes(int64_t j, int len, bool swapped, T* ds, T* dp) const {
     with_metric(tile.metric, [&](auto m) {
       metric_slopes<decltype(m)>(s + j, p, q(j), len, tile.eps, swapped, ds, dp);
@@ -191,9 +200,8 @@ void stage_stats(const Tile<T>& tile, const Side<T>& rows, const Side<T>& cols, 
     for (int64_t j0 = 0; j0 < tile.n; j0 += CHUNK) {
       const int len = int(tile.n - j0 < CHUNK ? tile.n - j0 : CHUNK);
       const Positives positives(row, j0, len);
-      if (!has<S>(Where::neg) && !positives.count) continue;
-      row.values(j0, len, false, v);
       if constexpr (has<S>(Where::neg)) {
+        row.values(j0, len, false, v);
         auto other = [&](int k, int j) { return cols.values[k * cols.values_stride + j0 + j]; };
         pair_values<S, Where::neg>(v, len, mine, other, params, t);
         each<S::K>([&](auto k) {
@@ -209,7 +217,7 @@ void stage_stats(const Tile<T>& tile, const Side<T>& rows, const Side<T>& cols, 
       }
       if constexpr (has<S>(Where::pos)) {
         if (!positives.count) continue;
-        for (int j = 0; j < positives.count; ++j) few[j] = v[positives.at[j]];
+        row.values(j0, positives.at, positives.count, false, few);
         auto at = [&](int j) { return j0 + positives.at[j]; };
         auto other = [&](int k, int j) { return cols.values[k * cols.values_stride + at(j)]; };
         pair_values<S, Where::pos>(few, positives.count, mine, other, params, t);
@@ -387,15 +395,17 @@ void stage_input_grads(const Tile<T>& tile, const Side<T>& rows, const Side<T>& 
     for (int64_t j0 = 0; j0 < tile.n; j0 += CHUNK) {
       const int len = int(tile.n - j0 < CHUNK ? tile.n - j0 : CHUNK);
       const Positives positives(row, j0, len);
-      if (!has<S>(Where::neg) && !positives.count) continue;
-      row.values(j0, len, swapped, v);
-      if constexpr (has<S>(Where::pos))
+      if constexpr (has<S>(Where::pos)) {
+        row.values(j0, positives.at, positives.count, swapped, v);
         for (int j = 0; j < positives.count; ++j)
-          add_input_grads<S, Where::pos, swapped>(v[positives.at[j]], i, j0 + positives.at[j], rows, cols, params, sums);
-      if constexpr (has<S>(Where::neg))
+          add_input_grads<S, Where::pos, swapped>(v[j], i, j0 + positives.at[j], rows, cols, params, sums);
+      }
+      if constexpr (has<S>(Where::neg)) {
+        row.values(j0, len, swapped, v);
         for (int j = 0; j < len; ++j)
           if (tile.ref_labels[j0 + j] != tile.labels[i])
             add_input_grads<S, Where::neg, swapped>(v[j], i, j0 + j, rows, cols, params, sums);
+      }
     }
     for (int r = 0; r < inputs; ++r) out.values[r * out.values_stride + i] = T(sums[r]);
   }

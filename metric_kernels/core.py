@@ -234,15 +234,15 @@ def backward(
     wanted: tuple[bool, bool],
     dtypes: tuple[torch.dtype, torch.dtype],
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients with respect to the embeddings of either side. A kept matrix is overwritten."""
+    """Gradients with respect to the embeddings of either side. ``grads`` and a kept matrix are overwritten."""
     op, same = problem.op, x is y
     sweep = Sweep(problem, x, y, kept, filled=kept is not None)
-    mine = other = rows.side(grads.contiguous())
+    mine = other = rows.side(grads)
     if op.formula.two_sided and not same:
         cols = columns(sweep) if cols is None else cols
         other = cols.side(torch.zeros_like(cols.values))
     if any(stage.drow or stage.dcol for stage in op.formula.stages):
-        mine, other = _with_input_grads(sweep, mine, other)
+        _add_input_grads(sweep, mine, other)
     both = same or op.formula.two_sided
     if x.given:
         for at, tile in sweep:
@@ -269,22 +269,21 @@ def backward(
     )
 
 
-def _with_input_grads(sweep: Sweep, rows: Side, cols: Side) -> tuple[Side, Side]:
-    """Both sides with the gradients that reach the statistics of a stage through a later one."""
+def _add_input_grads(sweep: Sweep, rows: Side, cols: Side) -> None:
+    """Adds to the gradients of the statistics of a stage what reaches them through a later one."""
     op, backend = sweep.problem.op, sweep.problem.backend
-    rows = rows._replace(grads=rows.grads.clone())
-    cols = rows if sweep.x is sweep.y else cols
     for number in range(len(op.formula.stages) - 1, 0, -1):
         stage = op.formula.stages[number]
         if stage.drow:
             for at, tile in sweep:
-                for k, share in zip(stage.rows, backend.input_grads(op, number, tile, rows.at(at), cols, False)):
-                    rows.grads[k, at] += share
+                shares = backend.input_grads(op, number, tile, rows.at(at), cols, False)
+                for j, k in enumerate(stage.rows):
+                    rows.grads[k, at].add_(shares[j])
         if stage.dcol:
             for at, tile in sweep.mirrored():
-                for k, share in zip(stage.cols, backend.input_grads(op, number, tile, cols.at(at), rows, True)):
-                    cols.grads[k, at] += share
-    return rows, cols
+                shares = backend.input_grads(op, number, tile, cols.at(at), rows, True)
+                for j, k in enumerate(stage.cols):
+                    cols.grads[k, at].add_(shares[j])
 
 
 def finite(values: Tensor) -> Tensor:

@@ -17,7 +17,6 @@ from metric_kernels.extremes import FORMULA
 from metric_kernels.language import Formula, Op, count, lse, smallest, stages_of, total
 from metric_kernels.losses import PairLoss
 from metric_kernels.metrics import Dot, Euclidean
-from metric_kernels.rowstats import row_stats
 from metric_kernels.tile import Side, Tile
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -95,9 +94,8 @@ class ThreeStages(PairLoss):
             inner = -fn.step(2.0 - fn.softplus(col0)) * fn.sigmoid(col0)
             return inner * fn.exp(-v * v) * row1, 0.0, 0.0
 
-    def row(self, negatives, nearest, positives, near, far, number):
-        near, positives = near.where(nearest.isfinite(), 0.0), positives.where(nearest.isfinite(), 0.0)
-        return near + far / number.clamp(min=1.0) + positives
+    def row(negatives, nearest, positives, near, far, number):
+        return fn.where(nearest < 1.0e30, near + positives, 0.0) + far / fn.where(number > 0.0, number, 1.0)
 
 
 def points(seed, number=37):
@@ -133,7 +131,7 @@ def cases():
 
 @pytest.mark.parametrize("make, distance, reference_set", list(cases()))
 def test_loss_and_gradients_are_those_of_the_reference_backend(make, distance, reference_set):
-    arguments = points(0)
+    arguments = points(0, 30)
     if reference_set:
         arguments += points(1, 45)
     found = evaluate(make(distance=DISTANCES[distance](), backend="triton"), *arguments)
@@ -144,6 +142,7 @@ def test_loss_and_gradients_are_those_of_the_reference_backend(make, distance, r
 
 @pytest.mark.parametrize("make", [losses.LiftedStructureLoss, ThreeStages], ids=lambda c: c.__name__)
 def test_tiles_that_do_not_start_at_the_first_row(make):
+    # More rows and columns than a program of the interpreter takes at a time.
     for arguments in (points(0), points(0) + points(1, 45)):
         with use_workspace(0):
             found = evaluate(make(backend="triton"), *arguments)
@@ -195,10 +194,14 @@ def test_extremes_are_those_of_the_reference_backend(distance):
         assert error(found[5], expected[5]) < TOLERANCE
 
 
-def given(formula, matrix, labels, ref_labels, backend, params=()):
-    op = Op(formula, Dot, (params,))
-    options = {"normalize": False, "exclude_self": False, "given": True, "backend": backend}
-    return row_stats(op, matrix, None, labels, ref_labels, **options)
+def statistics(name, formula, matrix, labels, ref_labels, *params):
+    """What a backend makes of a matrix of pair values, and the columns of extremes."""
+    values = matrix.new_empty(len(formula.stats), len(matrix))
+    index = torch.full(values.shape, -9, device=DEVICE)
+    nothing = matrix.new_empty(0)
+    tile = Tile(matrix, labels, ref_labels, 0, -1, nothing, nothing, 0.0)
+    backends.load(name).stats(Op(formula, Dot, (params,)), 0, tile, values[:0], values[:0], values, index)
+    return values, index
 
 
 def test_extremes_of_ties_infinities_and_nans():
@@ -216,8 +219,8 @@ def test_extremes_of_ties_infinities_and_nans():
     labels = torch.tensor([0, 0, 0, 1, 4, 2], device=DEVICE)
     ref_labels = torch.tensor([0, 0, 0, 1, 1, 1], device=DEVICE)
     for columns in (ref_labels, torch.full_like(ref_labels, 4)):
-        values, index = given(FORMULA, matrix, labels, columns, "triton")
-        expected, expected_index = given(FORMULA, matrix, labels, columns, "reference")
+        values, index = statistics("triton", FORMULA, matrix, labels, columns)
+        expected, expected_index = statistics("reference", FORMULA, matrix, labels, columns)
         torch.testing.assert_close(values, expected, rtol=0.0, atol=0.0, equal_nan=True)
         assert torch.equal(index, expected_index)
 
@@ -261,9 +264,8 @@ def test_vocabulary_has_the_values_of_torch():
     numbers = torch.cat([torch.tensor(ends), -torch.tensor(ends), torch.linspace(-100.0, 100.0, 401)]).to(DEVICE)
     labels = torch.zeros(len(numbers), dtype=torch.int64, device=DEVICE)
     for other in (1.5, lowest, -torch.inf, torch.inf, torch.nan):
-        arguments = formula, numbers[:, None], labels, labels[:1] + 1
-        found, _ = given(*arguments, "triton", (other,))
-        expected, _ = given(*arguments, "reference", (other,))
+        found, _ = statistics("triton", formula, numbers[:, None], labels, labels[:1] + 1, other)
+        expected, _ = statistics("reference", formula, numbers[:, None], labels, labels[:1] + 1, other)
         torch.testing.assert_close(found, expected, rtol=TOLERANCE, atol=1e-37, equal_nan=True)
 
 

@@ -1,11 +1,19 @@
-"""Kernels compiled by Numba on first use: CPU tensors, any formula."""
+"""Kernels that Numba compiles on first use: CPU tensors, any formula.
+
+The threads are those of the OpenMP runtime that torch runs its own loops on. They spin for a while after every product,
+so that a second set of threads would have to share the cores with them. Where torch has no such runtime, Python threads
+do the work. A forked child uses its own thread alone, because the others stayed behind.
+"""
 
 from __future__ import annotations
 
 import ctypes
-import importlib.util
+import functools
+import itertools
 import os
-from itertools import chain
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,76 +22,116 @@ from torch import Tensor
 from metric_kernels.language import Formula, Op
 from metric_kernels.tile import Side, Tile
 
+if TYPE_CHECKING:
+    from metric_kernels.backends.numba_kernels import Kernel
+
 _DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
+# Entries of a tile that are worth a thread, and that a thread takes at a time.
+_SHARE = 16384
+_forked = False
 
 
 class NumbaBackend:
     name = "numba"
 
-    def unusable(self):
-        return None if importlib.util.find_spec("numba") else "numba is not installed"
+    def unusable(self) -> str | None:
+        try:
+            import numba  # noqa: F401
+        except ImportError as error:
+            return f"numba cannot be imported ({error})"
+        return None
 
     def supports(self, formula: Formula, metric: type, device: str, dtype: torch.dtype) -> str | None:
         if device != "cpu":
-            return f"runs on the CPU, got {device}"
+            return f"runs on cpu tensors, not on {device}"
         if dtype not in _DTYPES:
-            return f"computes in float32 or float64, got {dtype}"
-        return self.unusable()
+            return f"computes in float32 and float64, not in {dtype}"
+        return self.unusable() or _kernels().reason_against(formula, _DTYPES[dtype])
 
-    def stats(self, op, stage, tile, rows, cols, out, index):
-        from metric_kernels.backends import numba_kernels
+    def stats(self, op: Op, stage: int, tile: Tile, rows: Tensor, cols: Tensor, out: Tensor, index: Tensor):
+        kernel = _kernels().stats(op.formula, stage, op.metric, _DTYPES[tile.s.dtype])
+        _run(kernel, op, tile, row_values=rows, col_values=cols, out=out, index=index)
 
-        kernel = numba_kernels.stats(op.formula, stage, op.metric, _DTYPES[tile.s.dtype])
-        _launch(kernel, op, tile, Side(rows, rows, index), Side(cols, cols, index), out, index)
+    def weights(self, op: Op, tile: Tile, rows: Side, cols: Side, both: bool, norm_grad: Tensor | None):
+        kernel = _kernels().weights(op.formula, op.metric, both, norm_grad is not None, _DTYPES[tile.s.dtype])
+        _run(kernel, op, tile, **_sides(rows, cols), out=norm_grad)
 
-    def weights(self, op, tile, rows, cols, both, norm_grad):
-        from metric_kernels.backends import numba_kernels
-
-        kernel = numba_kernels.weights(op.formula, op.metric, both, norm_grad is not None, _DTYPES[tile.s.dtype])
-        _launch(kernel, op, tile, rows, cols, tile.s if norm_grad is None else norm_grad, rows.index)
-
-    def input_grads(self, op, stage, tile, rows, cols, swapped):
-        from metric_kernels.backends import numba_kernels
-
+    def input_grads(self, op: Op, stage: int, tile: Tile, rows: Side, cols: Side, swapped: bool) -> Tensor:
         current = op.formula.stages[stage]
-        wanted = current.cols if swapped else current.rows
-        sides = len({s.side for s in current.stats})
-        kernel = numba_kernels.input_grads(op.formula, stage, op.metric, swapped, _DTYPES[tile.s.dtype])
-        out = tile.s.new_empty(sides * len(wanted), len(tile.s))
-        _launch(kernel, op, tile, rows, cols, out, rows.index)
-        return out.view(sides, len(wanted), -1).sum(0)
+        out = tile.s.new_empty(len(current.cols if swapped else current.rows), len(tile.s))
+        kernel = _kernels().input_grads(op.formula, stage, op.metric, swapped, _DTYPES[tile.s.dtype])
+        _run(kernel, op, tile, **_sides(rows, cols), out=out)
+        return out
 
+
+def _kernels():
+    """Imported on first use, with Numba."""
+    from metric_kernels.backends import numba_kernels
+
+    return numba_kernels
+
+
+def _sides(rows: Side, cols: Side) -> dict[str, Tensor]:
+    named = (("row", rows), ("col", cols))
+    return {f"{side}_{array}": getattr(points, array) for side, points in named for array in Side._fields}
+
+
+def _run(kernel: Kernel, op: Op, tile: Tile, **arrays: Tensor | None) -> None:
+    """Calls a kernel on the rows of a tile, in as many threads as torch would use."""
+    rows, columns = tile.s.shape
+    threads = 1 if _forked else max(1, min(torch.get_num_threads(), tile.s.numel() // _SHARE))
+    numbers = torch.tensor([[tile.eps, *itertools.chain.from_iterable(op.params)]], dtype=tile.s.dtype)
+    scratch = tile.s.new_empty(threads * kernel.buffers, columns)
+    found = torch.empty(threads, columns, dtype=torch.int32)
+    arrays.update(s=tile.s, labels=tile.labels, ref_labels=tile.ref_labels, row_norms=tile.p, col_norms=tile.q)
+    arrays.update(numbers=numbers, scratch=scratch, found=found)
+    entries = {name: _entry(array) for name, array in arrays.items() if array is not None}
+    entries["tile"] = tile.row, tile.diagonal, max(1, _SHARE // max(1, columns))
+    table = np.array([entries.get(name, (0, 0, 0)) for name in _kernels().TABLE], np.int64)
+    _call(kernel.function, table.ctypes.data, threads)
+
+
+def _entry(array: Tensor) -> tuple[int, int, int]:
+    if array.ndim == 1:
+        return array.data_ptr(), 1, len(array)
+    return array.data_ptr(), len(array), array.stride(0)
+
+
+def _call(function: object, table: int, threads: int) -> None:
+    """Every call takes rows from the same counter until none is left."""
+    if threads == 1:
+        function.ctypes(table)
+    elif (start := _openmp()) is not None:
+        start(function.address, table, threads, 0)
+    else:
+        others = [_pool().submit(function.ctypes, table) for _ in range(threads - 1)]
+        function.ctypes(table)
+        for other in others:
+            other.result()
+
+
+@functools.cache
+def _openmp() -> Callable | None:
+    """GOMP_parallel(function, argument, threads, flags) of the runtime that torch is linked to; LLVM's has it too."""
+    try:
+        start = ctypes.CDLL(torch._C.__file__).GOMP_parallel
+    except (OSError, AttributeError):
+        return None
+    start.argtypes, start.restype = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint), None
+    return start
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="metric_kernels")
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 BACKEND = NumbaBackend()
-
-_lib = ctypes.CDLL(os.path.join(os.path.dirname(torch.__file__), "lib", "libtorch_cpu.so"))
-_parallel = _lib.GOMP_parallel
-_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-_parallel.restype = None
-
-
-def _launch(kernel, op, tile, rows, cols, out, index):
-    from metric_kernels.backends.numba_kernels import TABLE
-
-    m, n = tile.s.shape
-    dtype = _DTYPES[tile.s.dtype]
-    threads = 1 if tile.s.numel() < 32768 else torch.get_num_threads()
-    numbers = np.array([tile.eps, *chain.from_iterable(op.params)], dtype)
-    scratch = np.empty((2 * threads, n), dtype)
-    found = np.empty((threads, n), np.uint32)
-    named = dict(s=tile.s, labels=tile.labels, ref_labels=tile.ref_labels, p=tile.p, q=tile.q, row_values=rows.values, row_grads=rows.grads, row_index=rows.index,
-    col_values=cols.values, col_grads=cols.grads, col_index=cols.index, out=out, index=index)
-    E = {k: _entry(t) for k, t in named.items()}
-    E.update(counters=(0, 0, 0), place=(tile.row, tile.diagonal, max(1, 16384 // max(n, 1))), numbers=(numbers.ctypes.data, 1, len(numbers)),
-             scratch=(scratch.ctypes.data, 2 * threads, n), found=(found.ctypes.data, threads, n))
-    table = np.array([E[k] for k in TABLE], np.int64)
-    if threads == 1:
-        kernel.ctypes(table.ctypes.data)
-    else:
-        _parallel(kernel.address, table.ctypes.data, threads, 0)
-
-
-def _entry(tensor):
-    if tensor.ndim == 1:
-        return tensor.data_ptr(), 1, len(tensor)
-    return tensor.data_ptr(), len(tensor), tensor.stride(0)

@@ -1,7 +1,7 @@
 """The vocabulary of a formula, in its Numba spelling: functions of numbers that compiled code may call.
 
-A float32 stays a float32. Its exponential and logarithm are polynomials, so that LLVM vectorises the loops around them; a
-float64 goes to the C library.
+A float32 stays a float32. Its exponential and logarithm are polynomials, so that LLVM vectorises the loops around them;
+a float64 goes to the C library.
 """
 
 import math

@@ -1,17 +1,18 @@
 """Row kernels, printed as Python for one formula and metric, and compiled by Numba for one float type.
 
-A thread works on one row at a time. Nearly all columns are negatives, so a formula for negatives is evaluated on the whole row
-without a branch and then corrected at the columns of the anchor's own label, which are found first; a formula for positives is
-evaluated at these columns only. In the printed text i is the row, j the column, ``row_`` and ``col_`` are the statistics of
-either point, and everything that belongs to i is read before the loop over j.
+A thread works on one row at a time. Nearly all columns are negatives, so a formula for negatives is evaluated on the
+whole row without a branch, and then corrected at the columns of the anchor's own label. These are found first, and for
+positives what a formula reads is gathered from them.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import linecache
 import re
-from typing import Callable, Iterator
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -20,13 +21,7 @@ from numba.extending import intrinsic
 
 from metric_kernels.backends import numba_fn
 from metric_kernels.backends.numba_fn import OPTIONS, typed
-from metric_kernels.language import Formula, Stage, bind
-
-# The rows of the table that a kernel is given: address, rows and row pitch of each matrix, a vector being one row.
-FLOATS = ("s", "p", "q", "numbers", "row_values", "row_grads", "col_values", "col_grads", "out", "scratch")
-INTEGERS = ("labels", "ref_labels", "row_index", "col_index", "index")
-TABLE = ("counters", "place", *FLOATS, *INTEGERS, "found")
-BUFFERS = 2
+from metric_kernels.language import Formula, bind
 
 _jit = numba.njit(**OPTIONS)
 _jit_sum = numba.njit(**{**OPTIONS, "fastmath": {"contract", "reassoc", "nsz"}})
@@ -69,7 +64,7 @@ def _reductions(dtype: type) -> dict[str, Callable]:
     """A function of an array for each kind of statistic."""
     integer = {np.float32: np.int32, np.float64: np.int64}[dtype]
     limits = np.iinfo(integer)
-    magnitude, sign, places = integer(limits.max), integer(limits.min), integer(limits.bits - 1)
+    magnitude, places, plus, minus = integer(limits.max), integer(limits.bits - 1), integer(0), integer(limits.min)
     zero, inf = dtype(0), dtype(np.inf)
     lowest = (-inf).view(integer) ^ magnitude
     exp, log = numba_fn.exp, numba_fn.log
@@ -92,7 +87,7 @@ def _reductions(dtype: type) -> dict[str, Callable]:
         return dtype(number)
 
     @_jit
-    def largest(t, flip=integer(0)):
+    def extreme(t, flip):
         # The bits of floats, those behind a minus inverted, are integers in the same order.
         bits = t.view(integer)
         top = lowest
@@ -104,8 +99,12 @@ def _reductions(dtype: type) -> dict[str, Callable]:
         return integer(top ^ flip).view(dtype)
 
     @_jit
+    def largest(t):
+        return extreme(t, plus)
+
+    @_jit
     def smallest(t):
-        return largest(t, sign)
+        return extreme(t, minus)
 
     @_jit_sum
     def mass(t, top):
@@ -119,7 +118,7 @@ def _reductions(dtype: type) -> dict[str, Callable]:
 
     @_jit
     def lse(t):
-        top = largest(t)
+        top = extreme(t, plus)
         top = zero if abs(top) == inf else top
         return log(mass(t, top)) + top
 
@@ -147,230 +146,250 @@ def _take(context, pointer, amount):
     return types.int64(types.CPointer(types.int64), types.int64), generate
 
 
-@functools.cache
-def _unpack(dtype):
-    kinds = [dtype if n in FLOATS else np.uint32 if n == "found" else np.int64 for n in TABLE[2:]]
-    scope = {"matrix": _matrix, **{f"d{k}": v for k, v in enumerate(kinds)}}
-    exec("def unpack(table):\n    return (" + ", ".join(f"matrix(table[{k+2}], d{k})" for k in range(len(kinds))) + ")", scope)
-    return _jit(scope["unpack"])
-
-
 @_jit
 def _matrix(entry, dtype):
     return numba.carray(_pointer(entry[0], dtype), (entry[1], entry[2]), dtype)
 
 
+# A kernel is given a table of three integers a row: its counters, where the tile is, and for each array its address,
+# number of rows and the distance between them. A vector is one row.
+_OF_POINTS = tuple(f"{side}_{array}" for side in ("row", "col") for array in ("norms", "values", "grads"))
+_REALS = ("s", "numbers", *_OF_POINTS, "out", "scratch")
+_INTEGERS = ("labels", "ref_labels", "row_index", "col_index", "index")
+_TYPES = {**dict.fromkeys(_REALS, "real"), **dict.fromkeys(_INTEGERS, "int64"), "found": "uint32"}
+TABLE = ("counters", "tile", *_TYPES)
+
 _FRAME = """\
 def kernel(address):
-    table = carray(address, SHAPE, int64)
-    {arrays}
-    first, diagonal, step = table[1, 0], table[1, 1], table[1, 2]
-    {numbers}
+    table = carray(address, shape, int64)
     next_row, next_thread = table.ctypes.data, table.ctypes.data + 8
+    first, diagonal, step = table[1, 0], table[1, 1], table[1, 2]
+    {arrays}
+    {numbers}
     thread = take(pointer(next_thread, int64), 1)
-    v, t, here = scratch[2 * thread], scratch[2 * thread + 1], found[thread]
+    here = found[thread]
+    {buffers}
     begin = take(pointer(next_row, int64), step)
     while begin < s.shape[0]:
         for i in range(begin, min(begin + step, s.shape[0])):
             own = diagonal + i if diagonal >= 0 else -1
             positives = find(ref_labels[0], labels[0, i], own, here)
             excluded = positives + (own >= 0)
-            {hoisted}
+            {constants}
+            for c in range(positives):
+                {gather}
             {body}
         begin = take(pointer(next_row, int64), step)
 """
+_POINT = {"pos": "c", "neg": "j"}
+_COLUMN = {"c": "here[c]", "j": "j"}
+_LOOP = {"c": "for c in range(positives):", "j": "for j in range(t.shape[0]):"}
+
+
+class Kernel(NamedTuple):
+    """A C function of the address of a table, and the rows of scratch that each thread needs."""
+
+    function: object
+    buffers: int
 
 
 class _Printer:
-    """Prints the kernels of one formula and metric."""
+    """Prints what a kernel does with row i. Its c-th positive is in column ``here[c]``; j is any column.
+
+    A pair is an anchor and another point, "i" and "c" or "i" and "j" or the other way round.
+    """
 
     def __init__(self, formula: Formula, metric: type):
         self.formula, self.metric = formula, metric
-        self.hoisted: dict[str, str] = {}
-        self.numbers = [
-            [f"{name}_{number}" for name in stage.params] for number, stage in enumerate(formula.stages)
-        ]
+        self.params = [[f"{name}_{number}" for name in stage.params] for number, stage in enumerate(formula.stages)]
+        self.constants: dict[str, str] = {}
+        self.gathered: dict[str, str] = {}
+        self.buffers = ["t"]
 
-    def hoist(self, name: str, value: str) -> str:
-        self.hoisted[name] = value
+    def buffer(self, name: str) -> str:
+        self.buffers.append(name)
         return name
 
-    def points(self, j: str, swapped: bool) -> tuple[Callable, Callable]:
-        """How to print a statistic of the anchor, and of the other point: (i, j), or (j, i) if ``swapped``."""
-        row = lambda array, k: self.hoist(f"{array}_{k}", f"row_{array}[{k}, i]")
-        col = lambda array, k: f"col_{array}[{k}, {j}]"
-        return (col, row) if swapped else (row, col)
+    def read(self, array: str, k: int, point: str) -> str:
+        """An entry of an array that there is for rows and for columns."""
+        if point == "i":
+            self.constants[f"{array}_{k}_i"] = f"row_{array}[{k}, i]"
+            return f"{array}_{k}_i"
+        return self.of_column(f"col_{array}", k, point)
 
-    def of_metric(self, function: str, s: str, j: str, swapped: bool) -> str:
-        p, q = (self.hoist("p_i", "p[0, i]"), f"q[0, {j}]") if self.metric.norms else ("zero", "zero")
-        return f"{function}({s}, {q}, {p}, eps)" if swapped else f"{function}({s}, {p}, {q}, eps)"
+    def of_column(self, array: str, k: int | str, point: str) -> str:
+        entry = f"{array}[{k}, {_COLUMN[point]}]"
+        # LLVM does not vectorise loops that read from scattered places.
+        if point == "j" or array == "col_index":
+            return entry
+        if entry not in self.gathered:
+            self.gathered[entry] = self.buffer(f"gathered{len(self.gathered)}") + "[c]"
+        return self.gathered[entry]
 
-    def of_pair(self, function: str, number: int, v: str, j: str, swapped: bool = False) -> str:
+    def of_metric(self, function: str, anchor: str, other: str) -> str:
+        s = self.of_column("s", "i", other if anchor == "i" else anchor)
+        p, q = (self.read("norms", 0, point) if self.metric.norms else "zero" for point in (anchor, other))
+        return f"{function}({s}, {p}, {q}, eps)"
+
+    def of_stage(self, function: str, number: int, v: str, anchor: str, other: str) -> str:
         stage = self.formula.stages[number]
-        anchor, other = self.points(j, swapped)
-        inputs = [anchor("values", k) for k in stage.rows] + [other("values", k) for k in stage.cols]
-        return f"{function}_{number}({', '.join([v, *inputs, *self.numbers[number]])})"
+        inputs = [self.read("values", k, anchor) for k in stage.rows]
+        inputs += [self.read("values", k, other) for k in stage.cols]
+        return f"{function}{number}({', '.join([v, *inputs, *self.params[number]])})"
 
-    def statistic(self, number: int, k: int) -> Callable[[str, str], str]:
-        return lambda v, j: f"{self.of_pair('pair', number, v, j)}[{k}]"
+    def stats(self, number: int) -> Iterator[str]:
+        for k, (kind, side) in enumerate(self.formula.stages[number].stats):
+            pair = ("i", _POINT[side])
+            t = self.of_stage("pair", number, self.of_metric("value", *pair), *pair)
+            yield from self.reduce(k, kind, side, f"{t}[{k}]")
 
-    def input_grad(self, number: int, side: str, r: int, swapped: bool) -> Callable[[str, str], str]:
-        """The gradient with respect to the r-th statistic that a stage reads, through its statistics of one side."""
+    def input_grads(self, number: int, swapped: bool) -> Iterator[str]:
         stage, first = self.formula.stages[number], self.formula.first[number]
-        name, wanted = ("dcol", stage.cols) if swapped else ("drow", stage.rows)
+        function, inputs = ("dcol", stage.cols) if swapped else ("drow", stage.rows)
+        for r in range(len(inputs)):
+            yield f"out[{r}, i] = zero"
+            for side, point in _POINT.items():
+                pair = (point, "i") if swapped else ("i", point)
+                slopes = self.of_stage(function, number, self.of_metric("value", *pair), *pair)
+                terms = [
+                    f"{self.read('grads', first + k, pair[0])} * {slopes}[{k * len(inputs) + r}]"
+                    for k, stat in enumerate(stage.stats)
+                    if stat.side == side
+                ]
+                if terms:
+                    yield from self.reduce(r, "total", side, " + ".join(terms), "+=")
 
-        def print_(v, j):
-            grad, _ = self.points(j, swapped)
-            slopes = self.of_pair(name, number, v, j, swapped)
-            return " + ".join(
-                f"{grad('grads', first + k)} * {slopes}[{k * len(wanted) + r}]"
-                for k, stat in enumerate(stage.stats)
-                if stat.side == side
-            )
+    def reduce(self, k: int, kind: str, side: str, term: str, assign: str = "=") -> Iterator[str]:
+        """A statistic of the terms of one side."""
+        yield _LOOP[_POINT[side]]
+        yield f"    t[{_POINT[side]}] = {term}"
+        terms, skipped = "t[:positives]", "0"
+        if side == "neg":
+            yield "for c in range(excluded):"
+            yield f"    t[here[c]] = {kind}_of_none"
+            terms, skipped = "t", "excluded"
+        yield f"out[{k}, i] {assign} {kind}({terms})"
+        if kind in ("largest", "smallest"):
+            yield f"c = first_of({terms}, out[{k}, i], here, {skipped})"
+            yield f"index[{k}, i] = {'c' if side == 'neg' else 'here[c]'} if c >= 0 else -1"
 
-        return print_
-
-    def pair_grad(self, side: str, v: str, j: str, swapped: bool) -> str:
-        """The gradient with respect to the pair value through the statistics of one side."""
-        anchor, _ = self.points(j, swapped)
-        place = "first + i" if swapped else j
-        terms = []
-        for number, stage in enumerate(self.formula.stages):
-            pair, dpair = (self.of_pair(name, number, v, j, swapped) for name in ("pair", "dpair"))
-            for k, stat in enumerate(stage.stats):
-                g = self.formula.first[number] + k
-                if stat.side != side or stat.kind == "count":
-                    continue
-                term = f"{anchor('grads', g)} * {dpair}[{k}]"
-                if stat.kind == "lse":
-                    term += f" * exp({pair}[{k}] - {anchor('values', g)})"
-                elif stat.kind != "total":
-                    term = f"where({anchor('index', g)} == {place}, {term}, zero)"
-                terms.append(term)
-        return " + ".join(terms) or "zero"
-
-    def reduce(self, outputs, swapped: bool) -> Iterator[str]:
-        """Lines that reduce each output over the positives or negatives of row i."""
-        for k, (kind, side, expression) in enumerate(outputs):
-            extreme = kind in ("largest", "smallest")
-            if side == "neg":
-                v = self.of_metric("value", "s[i, j]", "j", swapped)
-                yield "for j in range(t.shape[0]):"
-                yield f"    t[j] = {expression(v, 'j')}"
-                yield "for c in range(excluded):"
-                yield f"    t[here[c]] = {kind}_of_none"
-                yield f"out[{k}, i] = {kind}(t)"
-                if extreme:
-                    yield f"index[{k}, i] = first_of(t, out[{k}, i], here, excluded)"
-            else:
-                v = self.of_metric("value", "s[i, here[c]]", "here[c]", swapped)
-                yield "for c in range(positives):"
-                yield f"    t[c] = {expression(v, 'here[c]')}"
-                yield f"out[{k}, i] = {kind}(t[:positives])"
-                if extreme:
-                    yield f"c = first_of(t[:positives], out[{k}, i], here, 0)"
-                    yield f"index[{k}, i] = -1 if c < 0 else here[c]"
-
-    def weigh(self, side: str, s: str, j: str, both: bool) -> Iterator[str]:
-        """Lines that set w to dL/ds and ``by_norm`` to the share of the pair in the gradient of the squared norm."""
-        yield f"v_ = {self.of_metric('value', s, j, False)}"
-        yield f"slope, norm_slope = {self.of_metric('dvalue', s, j, False)}"
-        yield f"grad = {self.pair_grad(side, 'v_', j, False)}"
-        yield "w, by_norm = grad * slope, grad * norm_slope"
-        if both:
-            yield f"v_ = {self.of_metric('value', s, j, True)}"
-            yield f"slope, norm_slope = {self.of_metric('dvalue', s, j, True)}"
-            yield f"grad = ({self.pair_grad(side, 'v_', j, True)}) * slope"
-            yield "w, by_norm = w + grad, by_norm - half * grad"
-
-    def replace(self, both: bool, norms: bool) -> Iterator[str]:
-        """Lines that overwrite row i of the products with the weights."""
-        store = ["t[{j}] = by_norm"] if norms else []
-        yield "for c in range(positives):"
-        yield "    v[c] = s[i, here[c]]"
-        yield "for j in range(t.shape[0]):"
-        yield from _indented([*self.weigh("neg", "s[i, j]", "j", both), "s[i, j] = w", *(["t[j] = by_norm"] * norms)])
-        yield "for c in range(positives):"
-        yield from _indented([*self.weigh("pos", "v[c]", "here[c]", both), "s[i, here[c]] = w", *(["t[here[c]] = by_norm"] * norms)])
+    def weights(self, both: bool, norms: bool) -> Iterator[str]:
+        by_norm = {"j": "t[j]", "c": self.buffer("norms") + "[c]"} if norms else {}
+        for side, point in _POINT.items():
+            yield _LOOP[point]
+            yield from (f"    {line}" for line in self.weight(side, both))
+            yield f"    {self.of_column('s', 'i', point)} = w"
+            if norms:
+                yield f"    {by_norm[point]} = by_norm"
+        yield _LOOP["c"]
+        yield f"    s[i, here[c]] = {self.of_column('s', 'i', 'c')}"
+        if norms:
+            yield f"    t[here[c]] = {by_norm['c']}"
         yield "if own >= 0:"
         yield "    s[i, own] = zero"
         if norms:
             yield "    t[own] = zero"
             yield "out[0, i] = total(t)"
 
-    def compile(self, lines: Iterator[str], dtype: type):
-        body = list(lines)
-        text = "\n".join(body)
-        used = lambda name: re.search(rf"\b{name}\b", "\n".join([text, *self.hoisted.values()]))
-        arrays = [", ".join(TABLE[2:]) + " = unpack(table)"]
-        numbers = ["eps", *(name for names in self.numbers for name in names)]
-        source = _FRAME.format(
-            arrays="\n    ".join(arrays),
-            numbers="\n    ".join(f"{name} = numbers[0, {k}]" for k, name in enumerate(numbers)),
-            hoisted="\n            ".join(f"{name} = {value}" for name, value in self.hoisted.items()),
-            body="\n            ".join(body),
-        )
-        compiled = functools.cache(lambda function: _jit(typed(bind(function, numba_fn), dtype)))
-        zero, inf = dtype(0), dtype(np.inf)
-        scope = {
-            "carray": numba.carray,
-            "SHAPE": (len(TABLE), 3),
-            "int64": np.int64,
-            "unpack": _unpack(dtype),
-            "real": dtype,
-            "matrix": _matrix,
-            "pointer": _pointer,
-            "take": _take,
-            "find": _find,
-            "first_of": _first,
-            "zero": zero,
-            "half": dtype(0.5),
-            "total_of_none": zero,
-            "count_of_none": zero,
-            "lse_of_none": -inf,
-            "largest_of_none": -inf,
-            "smallest_of_none": inf,
-            "exp": numba_fn.exp,
-            "where": numba_fn.where,
-            "value": compiled(self.metric.value),
-            "dvalue": compiled(self.metric.dvalue),
-            **_reductions(dtype),
-        }
+    def weight(self, side: str, both: bool) -> Iterator[str]:
+        """Sets w to the derivative with respect to s, and ``by_norm`` to that with respect to the squared norm of i."""
+        there, back = ("i", _POINT[side]), (_POINT[side], "i")
+        yield f"v = {self.of_metric('value', *there)}"
+        yield f"slope, norm_slope = {self.of_metric('dvalue', *there)}"
+        yield f"grad = {self.pair_grad(side, *there)}"
+        yield "w, by_norm = grad * slope, grad * norm_slope"
+        if both:
+            if not self.metric.symmetric:
+                yield f"v = {self.of_metric('value', *back)}"
+                yield f"slope, norm_slope = {self.of_metric('dvalue', *back)}"
+            yield f"grad = ({self.pair_grad(side, *back)}) * slope"
+            yield "w, by_norm = w + grad, by_norm - half * grad"
+
+    def pair_grad(self, side: str, anchor: str, other: str) -> str:
+        """The derivative with respect to v, through the statistics of one side."""
+        terms = []
         for number, stage in enumerate(self.formula.stages):
-            for name in ("pair", "dpair", "drow", "dcol"):
-                if getattr(stage, name):
-                    scope[f"{name}_{number}"] = compiled(getattr(stage, name))
-        exec(source, scope)
-        kernel = numba.cfunc(types.void(types.voidptr), **OPTIONS)(scope["kernel"])
-        kernel.source = source
-        return kernel
-
-
-def _indented(lines):
-    return [f"    {line}" for line in lines]
-
-
-@functools.cache
-def stats(formula: Formula, stage: int, metric: type, dtype: type):
-    printer = _Printer(formula, metric)
-    outputs = [(stat.kind, stat.side, printer.statistic(stage, k)) for k, stat in enumerate(formula.stages[stage].stats)]
-    return printer.compile(printer.reduce(outputs, False), dtype)
+            for k, stat in enumerate(stage.stats):
+                if stat.side != side or stat.kind == "count":
+                    continue
+                g = self.formula.first[number] + k
+                term = f"{self.read('grads', g, anchor)} * {self.of_stage('dpair', number, 'v', anchor, other)}[{k}]"
+                if stat.kind == "lse":
+                    t = self.of_stage("pair", number, "v", anchor, other)
+                    term += f" * exp({t}[{k}] - {self.read('values', g, anchor)})"
+                elif stat.kind in ("largest", "smallest"):
+                    place = _COLUMN.get(other, "first + i")
+                    term = f"where({self.read('index', g, anchor)} == {place}, {term}, zero)"
+                terms.append(term)
+        return " + ".join(terms) or "zero"
 
 
 @functools.cache
-def input_grads(formula: Formula, stage: int, metric: type, swapped: bool, dtype: type):
-    printer = _Printer(formula, metric)
-    current = formula.stages[stage]
-    wanted = current.cols if swapped else current.rows
-    outputs = [
-        ("total", side, printer.input_grad(stage, side, r, swapped))
-        for side in sorted({s.side for s in current.stats})
-        for r in range(len(wanted))
+def _compiled(function: Callable, dtype: type) -> Callable:
+    return _jit(typed(bind(function, numba_fn), dtype))
+
+
+def _kernel(printer: _Printer, body: Iterator[str], dtype: type) -> Kernel:
+    formula, metric = printer.formula, printer.metric
+    parts = {"body": list(body)}
+    numbers = ["eps", *itertools.chain.from_iterable(printer.params)]
+    parts["numbers"] = [f"{name} = numbers[0, {k}]" for k, name in enumerate(numbers)]
+    size = len(printer.buffers)
+    parts["buffers"] = [f"{name} = scratch[{size} * thread + {k}]" for k, name in enumerate(printer.buffers)]
+    parts["constants"] = [f"{name} = {value}" for name, value in printer.constants.items()]
+    parts["gather"] = [f"{buffer} = {entry}" for entry, buffer in printer.gathered.items()] or ["pass"]
+    used = set(re.findall(r"\w+", " ".join([_FRAME, *itertools.chain(*parts.values())])))
+    parts["arrays"] = [
+        f"{name} = matrix(table[{TABLE.index(name)}], {kind})" for name, kind in _TYPES.items() if name in used
     ]
-    return printer.compile(printer.reduce(outputs, swapped), dtype)
+    source = re.sub(r"( *)\{(\w+)\}", lambda m: "\n".join(m[1] + line for line in parts[m[2]]), _FRAME)
+    zero, inf = dtype(0), dtype(np.inf)
+    scope = {
+        **{"carray": numba.carray, "shape": (len(TABLE), 3), "matrix": _matrix, "pointer": _pointer, "take": _take},
+        **{"real": dtype, "int64": np.int64, "uint32": np.uint32},
+        **{"find": _find, "first_of": _first, "exp": numba_fn.exp, "where": numba_fn.where},
+        **{"zero": zero, "half": dtype(0.5), "total_of_none": zero, "count_of_none": zero},
+        **{"lse_of_none": -inf, "largest_of_none": -inf, "smallest_of_none": inf},
+        **_reductions(dtype),
+        **{name: _compiled(getattr(metric, name), dtype) for name in ("value", "dvalue")},
+    }
+    for number, stage in enumerate(formula.stages):
+        functions = {name: getattr(stage, name) for name in ("pair", "dpair", "drow", "dcol")}
+        scope.update({f"{name}{number}": _compiled(f, dtype) for name, f in functions.items() if f is not None})
+    # Numba quotes the lines that it cannot compile.
+    where = f"<kernel of {formula.key} on {metric.__name__}, {id(body)}>"
+    linecache.cache[where] = (len(source), None, source.splitlines(keepends=True), where)
+    exec(compile(source, where, "exec"), scope)
+    return Kernel(numba.cfunc(types.void(types.voidptr), **OPTIONS)(scope["kernel"]), size)
 
 
 @functools.cache
-def weights(formula: Formula, metric: type, both: bool, norms: bool, dtype: type):
+def stats(formula: Formula, stage: int, metric: type, dtype: type) -> Kernel:
     printer = _Printer(formula, metric)
-    return printer.compile(printer.replace(both, norms), dtype)
+    return _kernel(printer, printer.stats(stage), dtype)
+
+
+@functools.cache
+def input_grads(formula: Formula, stage: int, metric: type, swapped: bool, dtype: type) -> Kernel:
+    printer = _Printer(formula, metric)
+    return _kernel(printer, printer.input_grads(stage, swapped), dtype)
+
+
+@functools.cache
+def weights(formula: Formula, metric: type, both: bool, norms: bool, dtype: type) -> Kernel:
+    printer = _Printer(formula, metric)
+    return _kernel(printer, printer.weights(both, norms), dtype)
+
+
+def reason_against(formula: Formula, dtype: type) -> str | None:
+    """Why Numba cannot compile the formula, if it cannot."""
+    real = numba.from_dtype(np.dtype(dtype))
+    for stage in formula.stages:
+        arguments = (real,) * (1 + len(stage.rows) + len(stage.cols) + len(stage.params))
+        for function in filter(None, (stage.pair, stage.dpair, stage.drow, stage.dcol)):
+            try:
+                _compiled(function, dtype).compile(arguments)
+            except numba.core.errors.NumbaError as error:
+                lines = [line for line in str(error).splitlines() if not line.startswith("Failed in nopython mode")]
+                return f"{function.__qualname__} does not compile: {lines[0]}"
+    return None

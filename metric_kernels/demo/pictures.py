@@ -103,18 +103,18 @@ def loss_curves(path: Path, curves: dict, loss: str) -> None:
 def loss_step(path: Path, seconds: dict[int, dict[str, float]], memory: dict[str, int], size: int, loss: str) -> None:
     """Time of a step over the batch size, and peak memory at one batch size."""
     with plt.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), width_ratios=(3, 2))
+        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.6), width_ratios=(3, 2))
         sizes = list(seconds)
         for name, colour in COLOURS.items():
             left.loglog(sizes, [1e3 * seconds[b][name] for b in sizes], "o-", color=colour, label=name)
         _plain_ticks(left, sizes)
         left.set(title="median time, float32", xlabel="batch size", ylabel="milliseconds (log scale)")
-        left.legend(loc="upper left")
         megabytes = [memory[name] / 2**20 for name in COLOURS]
         bars = right.bar([name.split(" (")[0] for name in COLOURS], megabytes, color=list(COLOURS.values()), width=0.6)
         right.bar_label(bars, [f"{m:,.1f}" for m in megabytes], padding=2)
         right.set(title=f"peak memory at batch size {size}", ylabel="MiB")
         right.margins(y=0.12)
+        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=len(COLOURS))
         figure.suptitle(f"One step of {loss} (forward and backward)", fontweight="bold")
         _save(figure, path)
 

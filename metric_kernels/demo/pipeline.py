@@ -31,6 +31,7 @@ SAME = {"float32": 1e-5, "float64": 1e-13}
 def pipeline(loss: str, epochs: int, backend: str | None, out: Path, seed: int, batch_size: int) -> dict:
     """See :func:`metric_kernels.demo.run`."""
     start = time.perf_counter()
+    machine = _machine()
     out.mkdir(parents=True, exist_ok=True)
     data = digits(seed)
     print(f"{loss}, backend {backend or 'automatic'}, seed {seed}, {torch.get_num_threads()} threads")
@@ -51,7 +52,7 @@ def pipeline(loss: str, epochs: int, backend: str | None, out: Path, seed: int, 
         "seed": seed,
         "epochs": epochs,
         "batch_size": batch_size,
-        "machine": _machine(),
+        "machine": machine,
         "held_out_images": len(data.held_out_labels),
         "recall": {name: recall(x, data.held_out_labels) for name, x in embeddings.items()},
         "pair_auc": {name: auc(*pairs(x, data.held_out_labels)) for name, x in embeddings.items()},
@@ -139,6 +140,7 @@ def summary(results: dict, out: Path) -> str:
         f"Loss step (forward, backward), median ms; {step['width']}-d embeddings, {step['per_class']} of each class",
         _row("batch size", *step["milliseconds"]),
         *(_row(c, *(_three_digits(row[c]) for row in step["milliseconds"].values())) for c in CONTENDERS),
+        *_busy(results["machine"]),
         "",
         f"Peak memory of that step at batch size {step['peak_memory_batch']}, MiB",
         *(_row(c, f"{step['peak_memory_bytes'][c] / 2**20:,.1f}") for c in CONTENDERS),
@@ -165,6 +167,13 @@ def _shown(path: Path) -> str:
         return str(path)
 
 
+def _busy(machine: dict) -> list[str]:
+    load = machine["load_average_before"]
+    if load is None or load < 0.75 * machine["cores"]:
+        return []
+    return [f"  other programs were running (load {load:.1f} on {machine['cores']} cores): these times are not reliable"]
+
+
 def _machine() -> dict:
     def installed(name: str) -> str | None:
         try:
@@ -176,6 +185,8 @@ def _machine() -> dict:
         "platform": platform.platform(),
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "load_average_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "versions": {name: installed(name) for name in ("metric-kernels", "torch", "pytorch-metric-learning")},
         "unusable_backends": {name: reason for name, reason in backends.status().items() if reason},
     }

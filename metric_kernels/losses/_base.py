@@ -282,7 +282,7 @@ class _Batch:
     def pairing(self, anchors: Tensor, positives: Tensor) -> _Batch:
         """The batch in which row i of the anchors matches row i of the positives and no other."""
         batch = copy.copy(self)
-        batch.x, batch.y, batch.pairs = self.x[anchors], self.x[positives], None
+        batch.x, batch.y, batch.pairs = self.x.index_select(0, anchors), self.x.index_select(0, positives), None
         batch.same = batch.exclude_self = False
         batch.labels = self.labels[anchors]
         batch.targets = batch.ref_labels = torch.arange(len(anchors), device=self.x.device)

@@ -190,7 +190,7 @@ def _row_stats_backward(grads, values, index, x, *options):
     *options, want_x, want_y = options
     with _no_autocast(x.device.type):
         rows = core.Statistics(values, index)
-        gx, gy = _Run(_called(x, *options)).backward(rows, None, grads.clone(), (want_x, want_y))
+        gx, gy = _Run(_called(x, *options)).backward(rows, None, grads.clone(memory_format=torch.contiguous_format), (want_x, want_y))
     return x.new_empty(0) if gx is None else gx, x.new_empty(0) if gy is None else gy
 
 

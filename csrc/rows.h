@@ -236,23 +236,40 @@ void stage_stats(const Tile<T>& tile, const Side<T>& rows, const Side<T>& cols, 
 
 // ---- weights -------------------------------------------------------------------------------------------------------
 
-// dL/dv of one pair through the statistics of stage S on one side. row(k), col(k) are the statistics of the anchor and of
-// the other point, grad(k) those of the gradient and extreme(k) whether the pair is the extreme of its anchor.
-template <class S, Where side, class T, class RowOf, class ColOf, class Grad, class Extreme>
-inline T stage_grad(T v, RowOf row, ColOf col, Grad grad, Extreme extreme, const T* params) {
-  T t[S::K], d[S::K], sum = T(0);
-  S::pair(v, row, col, params + S::first_param, t);
+// The part of dL/dv of one pair that goes through the statistics of stage S on one side. row(k), col(k) are the statistics of
+// the anchor and of the other point, grad(k) the gradients, extreme(k) whether the pair is the extreme of its anchor, and
+// logit(k) the value of pair for a log-sum-exp.
+template <class S, Where side, class T, class RowOf, class ColOf, class Grad, class Extreme, class Logit>
+inline T stage_grad(T v, RowOf row, ColOf col, Grad grad, Extreme extreme, Logit logit, const T* params) {
+  T d[S::K], sum = T(0);
   S::dpair(v, row, col, params + S::first_param, d);
   each<S::K>([&](auto k) {
     if constexpr (S::side[k] == side) {
       constexpr int g = S::first + k;
       if constexpr (S::kind[k] == Kind::total) sum += grad(g) * d[k];
-      if constexpr (S::kind[k] == Kind::lse) sum += grad(g) * d[k] * fn::exp(t[k] - row(g));
+      if constexpr (S::kind[k] == Kind::lse) sum += grad(g) * d[k] * fn::exp(logit(g) - row(g));
       if constexpr (S::kind[k] == Kind::largest || S::kind[k] == Kind::smallest)
         sum += extreme(g) ? grad(g) * d[k] : T(0);
     }
   });
   return sum;
+}
+
+// Writes the values of pair for the log-sum-exps of stage S. They go through memory, and so are rounded as the statistic
+// was made of them: contracted with the subtraction of the statistic they would be more exact, and the weights less.
+template <class S, Where side, class T, class RowOf, class ColOf>
+inline void stage_logits(T v, RowOf row, ColOf col, const T* params, T (*logits)[CHUNK], int j) {
+  T t[S::K];
+  S::pair(v, row, col, params + S::first_param, t);
+  each<S::K>([&](auto k) {
+    if constexpr (S::side[k] == side && S::kind[k] == Kind::lse) logits[S::first + k][j] = t[k];
+  });
+}
+
+template <class S> constexpr bool has_logits(Where side) {
+  for (int k = 0; k < S::K; ++k)
+    if (S::side[k] == side && S::kind[k] == Kind::lse) return true;
+  return false;
 }
 
 template <class Formula> struct Weights;
@@ -264,19 +281,29 @@ template <class... S> struct Weights<std::tuple<S...>> {
   template <Where side, bool swapped, bool add, class T, class At>
   static inline void pair_grads(const T* v, int len, const T* values, const T* grads, const int64_t* index, int64_t own,
                                 const Side<T>& cols, At at, const T* params, T* out) {
+    alignas(64) T logits[K][CHUNK];
+    auto mine = [&](int k) { return values[k]; };
+    if constexpr ((has_logits<S>(side) || ...)) {
+      for (int j = 0; j < len; ++j) {
+        const int64_t c = at(j);
+        auto other = [&](int k) { return cols.values[k * cols.values_stride + c]; };
+        if constexpr (swapped) (stage_logits<S, side>(v[j], other, mine, params, logits, j), ...);
+        else (stage_logits<S, side>(v[j], mine, other, params, logits, j), ...);
+      }
+    }
     for (int j = 0; j < len; ++j) {
       const int64_t c = at(j);
-      auto mine = [&](int k) { return values[k]; };
       auto other = [&](int k) { return cols.values[k * cols.values_stride + c]; };
+      auto logit = [&](int k) { return logits[k][j]; };
       T g;
       if constexpr (swapped) {
         auto grad = [&](int k) { return cols.grads[k * cols.grads_stride + c]; };
         auto extreme = [&](int k) { return cols.index[k * cols.index_stride + c] == own; };
-        g = (stage_grad<S, side>(v[j], other, mine, grad, extreme, params) + ...);
+        g = (stage_grad<S, side>(v[j], other, mine, grad, extreme, logit, params) + ...);
       } else {
         auto grad = [&](int k) { return grads[k]; };
         auto extreme = [&](int k) { return index[k] == c; };
-        g = (stage_grad<S, side>(v[j], mine, other, grad, extreme, params) + ...);
+        g = (stage_grad<S, side>(v[j], mine, other, grad, extreme, logit, params) + ...);
       }
       out[j] = add ? out[j] + g : g;
     }

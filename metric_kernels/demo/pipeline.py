@@ -171,7 +171,7 @@ def _busy(machine: dict) -> list[str]:
     load = machine["load_average_before"]
     if load is None or load < 0.75 * machine["cores"]:
         return []
-    return [f"  other programs were running (load {load:.1f} on {machine['cores']} cores): these times are not reliable"]
+    return [f"  load {load:.1f} on {machine['cores']} cores before the start: other programs distort these times"]
 
 
 def _machine() -> dict:

@@ -38,15 +38,21 @@ class CircleLoss(PairLoss):
         self.m = m
         self.gamma = gamma
 
+    # In Python, and so in double precision: gamma turns an error in the last place of 1 - m into one of the gradient.
+    op = property(lambda self: 1 + self.m)
+    on = property(lambda self: -self.m)
+    delta_p = property(lambda self: 1 - self.m)
+    delta_n = property(lambda self: self.m)
+
     stats = (lse("pos"), lse("neg"))
 
-    def pair(v, m, gamma):
-        toward_positive = gamma * fn.stop(fn.relu(1.0 + m - v)) * (1.0 - m - v)
-        toward_negative = gamma * fn.stop(fn.relu(v + m)) * (v - m)
+    def pair(v, gamma, op, on, delta_p, delta_n):
+        toward_positive = gamma * fn.stop(fn.relu(op - v)) * (delta_p - v)
+        toward_negative = gamma * fn.stop(fn.relu(v - on)) * (v - delta_n)
         return toward_positive, toward_negative
 
-    def dpair(v, m, gamma):
-        return -gamma * fn.relu(1.0 + m - v), gamma * fn.relu(v + m)
+    def dpair(v, gamma, op, on, delta_p, delta_n):
+        return -gamma * fn.relu(op - v), gamma * fn.relu(v - on)
 
     def row(positives, negatives):
         return fn.softplus(positives + negatives)

@@ -1,0 +1,148 @@
+"""The budget for the product matrix: kept or computed again, the results are the same and the memory is what it says."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accuracy import assert_accurate
+from cases import BACKENDS, LOSSES, QUICK_BACKENDS, WITH_REF, embeddings, unbalanced_labels, value_and_grads
+
+import metric_kernels
+from metric_kernels import losses, use_workspace
+from metric_kernels.distances import LpDistance, SNRDistance
+
+# Tiles of a recomputed matrix have at least 16 rows: these are 16, 16 and 5.
+ROWS, COLUMNS = 37, 21
+MIB = 1 << 20
+
+
+def run(name, with_ref, dtype=torch.float64, **options):
+    labels, x = unbalanced_labels(ROWS), embeddings(ROWS, 24, dtype=dtype)
+    ref, ref_labels = None, None
+    if with_ref:
+        ref, ref_labels = embeddings(COLUMNS, 24, seed=1, dtype=dtype), unbalanced_labels(COLUMNS, seed=1)
+    loss = getattr(losses, name)(**options)
+    return value_and_grads(lambda x, ref=None: loss(x, labels, ref_emb=ref, ref_labels=ref_labels), x, ref)
+
+
+def assert_same(actual, expected):
+    assert_accurate(actual[0], expected[0])
+    for grad, expected_grad in zip(actual[1], expected[1], strict=True):
+        assert_accurate(grad, expected_grad)
+
+
+@pytest.mark.parametrize("size", [0, ROWS * ROWS], ids=["nothing", "a_quarter"])
+@pytest.mark.parametrize("with_ref", [False, True], ids=["self", "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", LOSSES)
+def test_recomputed_is_kept(name, backend, with_ref, size):
+    if with_ref and name not in WITH_REF:
+        pytest.skip("takes no reference set")
+    exact = run(name, with_ref, backend="reference")
+    with use_workspace(size):
+        assert_same(run(name, with_ref, torch.float32 if backend == "numba" else torch.float64, backend=backend), exact)
+
+
+@pytest.mark.parametrize("distance", [LpDistance(normalize_embeddings=False), SNRDistance()], ids=["euclidean", "snr"])
+@pytest.mark.parametrize("backend", QUICK_BACKENDS)
+def test_recomputed_is_kept_where_norms_have_gradients(backend, distance):
+    exact = run("ContrastiveLoss", True, distance=distance, backend=backend)
+    with use_workspace(0):
+        assert_same(run("ContrastiveLoss", True, distance=distance, backend=backend), exact)
+
+
+@pytest.mark.parametrize("size", [0, 256 * MIB], ids=["recomputed", "kept"])
+@pytest.mark.parametrize("backend", QUICK_BACKENDS)
+@pytest.mark.parametrize("name", LOSSES)
+def test_second_backward(name, backend, size):
+    x = embeddings(ROWS, 24).requires_grad_()
+    with use_workspace(size):
+        value = getattr(losses, name)(backend=backend)(x, unbalanced_labels(ROWS))
+        first, second, third = (torch.autograd.grad(value, x, retain_graph=k < 2)[0] for k in range(3))
+    assert_accurate(second, first)
+    assert torch.equal(third, second)
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(value, x)
+
+
+@pytest.mark.parametrize("backend", QUICK_BACKENDS)
+def test_second_backward_of_a_given_matrix(backend):
+    x = embeddings(ROWS, 24).requires_grad_()
+    value = losses.ContrastiveLoss(distance=LpDistance(p=1), backend=backend)(x, unbalanced_labels(ROWS))
+    first, second = (torch.autograd.grad(value, x, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_the_budget_may_change_between_forward_and_backward():
+    x = embeddings(ROWS, 24).requires_grad_()
+    value = losses.NTXentLoss()(x, unbalanced_labels(ROWS))
+    (expected,) = torch.autograd.grad(value, x, retain_graph=True)
+    with use_workspace(0):
+        other = losses.NTXentLoss()(x, unbalanced_labels(ROWS))
+    assert_accurate(torch.autograd.grad(other, x)[0], expected)
+
+
+def test_setting_and_restoring():
+    before = metric_kernels.workspace()
+    try:
+        metric_kernels.set_workspace(123)
+        assert metric_kernels.workspace() == 123
+        with pytest.raises(KeyError), use_workspace(0):
+            assert metric_kernels.workspace() == 0
+            raise KeyError
+        assert metric_kernels.workspace() == 123
+    finally:
+        metric_kernels.set_workspace(before)
+
+
+@pytest.mark.parametrize("wrong", [-1, "much", None, float("nan")], ids=str)
+def test_what_is_no_size_is_refused(wrong):
+    before = metric_kernels.workspace()
+    with pytest.raises(ValueError, match="size: expected a number of bytes >= 0, got"):
+        metric_kernels.set_workspace(wrong)
+    with pytest.raises(ValueError, match="size: expected a number of bytes >= 0, got"), use_workspace(wrong):
+        pass
+    assert metric_kernels.workspace() == before
+
+
+PEAK = """
+import pathlib, sys, torch
+from metric_kernels import losses, use_workspace
+
+def resident(which):
+    fields = dict(line.split(":", 1) for line in pathlib.Path("/proc/self/status").read_text().splitlines())
+    return 1024 * int(fields[which].split()[0])
+
+def step(size):
+    x = torch.randn(size, 32).requires_grad_()
+    losses.MultiSimilarityLoss(backend=sys.argv[1])(x, torch.arange(size) // 4).backward()
+
+step(64)
+with torch.no_grad():
+    torch.randn(4096, 32) @ torch.randn(32, 512)
+# Memory below the peak so far would look free: hold as much as that.
+ballast = torch.ones(resident("VmHWM") - resident("VmRSS") + (1 << 20), dtype=torch.uint8)
+before = resident("VmHWM")
+with use_workspace(int(sys.argv[2])):
+    step(4096)
+print(resident("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+@pytest.mark.parametrize("backend", QUICK_BACKENDS)
+def test_peak_memory(backend):
+    """The matrix of 4096 x 4096 floats has 64 MiB."""
+
+    def extra(size):
+        run = subprocess.run(
+            [sys.executable, "-c", PEAK, backend, str(size)], capture_output=True, text=True, check=True
+        )
+        return int(run.stdout)
+
+    assert extra(8 * MIB) < 32 * MIB
+    if backend == "native":
+        # The measurement itself sees a kept matrix.
+        assert extra(256 * MIB) > 60 * MIB

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from benchmarks import gate
+from benchmarks import gate, load
 from benchmarks.cases import OURS, PROVIDERS, Case, Step
 from benchmarks.timing import Timing, interleaved
 
-# Nothing in the products varies from step to step, so a wide spread of the floor comes from other processes.
-BUSY_SPREAD = 1.5
+MAX_OTHERS = 0.05
 
 
 class Result(NamedTuple):
     """A timing, or a note that says why there is none: not to be run here, or run and ``failed``.
 
-    The floor has a note beside its timing if that does not deserve trust.
+    The floor has a note beside its timing if the machine was too busy for the timings to be trusted.
     """
 
     timing: Timing | None = None
@@ -45,10 +44,12 @@ def compare(case: Case, providers: tuple[str, ...], budget_s: float) -> Comparis
         results[name], step = _admit(case.by(name), true)
         if step is not None:
             steps[name] = step
-    for name, timing in interleaved(steps, budget_s).items():
-        busy = name == "floor" and timing.p80 > BUSY_SPREAD * timing.p20
-        note = f"busy machine: p80 is {timing.p80 / timing.p20:.1f} times p20" if busy else ""
-        results[name] = results[name]._replace(timing=timing, note=note)
+    before = load.usage()
+    timings = interleaved(steps, budget_s)
+    others = load.others(before, load.usage())
+    note = f"busy machine: other processes took {others:.0%} of it" if others > MAX_OTHERS else ""
+    for name, timing in timings.items():
+        results[name] = results[name]._replace(timing=timing, note=note if name == "floor" else "")
     return Comparison(results, steps)
 
 

@@ -117,9 +117,9 @@ class Points:
         return grad.to(dtype)
 
 
-def _tiles(rows: int, columns: int, itemsize: int, kept: bool) -> Iterator[slice]:
-    """Row ranges whose tile is small enough to stay in the cache from one pass to the next, or to fit the budget."""
-    size = _TILE_BYTES if kept else max(_workspace // 4, 1)
+def _tiles(rows: int, columns: int, itemsize: int, cached: bool) -> Iterator[slice]:
+    """Row ranges whose tile stays in a processor's cache from one pass to the next, or else fits the budget."""
+    size = _TILE_BYTES if cached else max(_workspace // 4, 1)
     step = max(16, size // max(1, columns * itemsize))
     for start in range(0, rows, step):
         yield slice(start, min(rows, start + step))
@@ -136,7 +136,7 @@ class Sweep:
         problem, x, y = self.problem, self.x, self.y
         n, m = len(x.z), len(y.z)
         scratch = None
-        for rows in _tiles(n, m, x.z.element_size(), self.kept is not None):
+        for rows in _tiles(n, m, x.z.element_size(), self.kept is not None and not x.z.is_cuda):
             whole = rows.start == 0 and rows.stop == n
             if self.kept is not None:
                 s = self.kept if whole else self.kept[rows]

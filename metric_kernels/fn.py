@@ -6,7 +6,7 @@ The same source is run by torch with this module, compiled by Numba and Triton w
 """
 
 import torch
-from torch import exp, log, maximum, minimum, sigmoid, sqrt, where
+from torch import Tensor, exp, log, sigmoid, sqrt, where
 from torch.nn import functional as F
 
 __all__ = [
@@ -27,8 +27,27 @@ __all__ = [
 ]
 
 abs = torch.abs
-logaddexp = torch.logaddexp
 relu = torch.relu
+
+
+def _both(a, b):
+    """Either may be a number."""
+    if not isinstance(a, Tensor):
+        a = torch.as_tensor(a, dtype=b.dtype, device=b.device)
+    return a, b if isinstance(b, Tensor) else torch.as_tensor(b, dtype=a.dtype, device=a.device)
+
+
+def maximum(a, b):
+    return torch.maximum(*_both(a, b))
+
+
+def minimum(a, b):
+    return torch.minimum(*_both(a, b))
+
+
+def logaddexp(a, b):
+    """log(e^a + e^b)."""
+    return torch.logaddexp(*_both(a, b))
 
 
 def softplus(x):

@@ -162,5 +162,5 @@ def bind(function: Callable, vocabulary: types.ModuleType, **extra: object) -> C
     bound = types.FunctionType(
         function.__code__, module.__dict__, function.__name__, function.__defaults__, function.__closure__
     )
-    bound.__module__ = name
+    bound.__module__, bound.__qualname__ = name, function.__qualname__
     return bound

@@ -8,8 +8,9 @@ columns.
     writes the statistics of one stage to ``out`` (K_stage, m), and to ``index`` (K_stage, m) the column of an extreme.
     ``rows`` and ``cols`` are the statistics of the stages before.
 ``weights(op, tile, rows, cols, both, norm_grad)``
-    overwrites the products with dL/ds_ij, plus dL/ds_ji if ``both`` (the two sides hold the same points), and writes the
-    row's share of the gradient with respect to the squared norms to ``norm_grad`` (m,) unless that is None.
+    overwrites the products with dL/ds_ij. With ``both``, j is an anchor too: the two sides hold the same points, or the
+    statistics of the columns enter the loss; then dL/ds_ji is added. The row's share of the gradient with respect to the
+    squared norms goes to ``norm_grad`` (m,) unless that is None.
 ``input_grads(op, stage, tile, rows, cols, swapped) -> (inputs, m)``
     gradients with respect to the statistics that a stage reads: those of i, summed over j, or (``swapped``) those of j as
     the other point of i, again summed over j, so that nothing is ever accumulated across rows.

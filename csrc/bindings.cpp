@@ -138,9 +138,9 @@ template <class T> const T* vector(const char* name, const py::array& a, int64_t
 
 // A (k, n) matrix whose rows are contiguous; its row stride in elements goes to `stride`.
 template <class T>
-const T* matrix(const char* name, const py::array& a, int64_t k, int64_t n, int64_t& stride, bool at_least = false) {
+const T* matrix(const char* name, const py::array& a, int64_t k, int64_t n, int64_t& stride) {
   check_type<T>(name, a);
-  if (a.ndim() != 2 || (at_least ? a.shape(0) < k : a.shape(0) != k) || a.shape(1) != n)
+  if (a.ndim() != 2 || a.shape(0) != k || a.shape(1) != n)
     throw py::value_error(std::string(name) + ": expected shape (" + std::to_string(k) + ", " + std::to_string(n) +
                           "), got " + shape_of(a));
   if (n > 1 && a.strides(1) != py::ssize_t(sizeof(T)))
@@ -234,7 +234,7 @@ struct SideArguments {
 // `needed` of the statistics exist for n points; gradients and extremes only where asked for.
 template <class T> Side<T> side(const SideArguments& a, int needed, int64_t n, bool grads, bool extremes) {
   Side<T> out{};
-  if (needed) out.values = matrix<T>("statistics", given("statistics", a.values), needed, n, out.values_stride, true);
+  if (needed) out.values = matrix<T>("statistics", given("statistics", a.values), needed, n, out.values_stride);
   if (grads) out.grads = matrix<T>("gradients", given("gradients", a.grads), needed, n, out.grads_stride);
   if (extremes) out.index = matrix<int64_t>("index", given("index", a.index), needed, n, out.index_stride);
   return out;
@@ -245,22 +245,31 @@ bool is_double(const py::array& s) { return py::isinstance<py::array_t<double>>(
 // ---- entry points ------------------------------------------------------------------------------------------------------
 
 template <class T>
-void stats(TileArguments& a, int stage, const Optional& rows, const Optional& cols, py::array& out, Optional& index) {
+void stats(TileArguments& a, int first, int last, py::array& values, const Optional& cols, Optional& index) {
   CheckedTile<T> checked(a);
   const FormulaInfo& info = formula_info(a.formula);
-  const StageInfo& current = stage_info(info, stage);
-  const int before = stats_before(info, stage);
+  if (first < 0 || first >= last || last > int(info.stages.size()))
+    throw py::value_error("stages: expected a range within 0 to " + std::to_string(info.stages.size()) + ", got " +
+                          std::to_string(first) + " to " + std::to_string(last));
   const Tile<T>& tile = checked.tile;
-  const Side<T> mine = side<T>({rows, {}, {}}, current.rows ? before : 0, tile.m, false, false);
-  const Side<T> other = side<T>({cols, {}, {}}, current.cols ? before : 0, tile.n, false, false);
-  Output<T> result{};
-  result.values = writable<T>("out", out, current.stats, tile.m, result.values_stride);
-  if (current.extremes) {
+  const int total = stats_before(info, int(info.stages.size()));
+  bool reads_cols = false, extremes = false;
+  for (int k = first; k < last; ++k) reads_cols |= info.stages[k].cols > 0, extremes |= info.stages[k].extremes;
+  Output<T> out{};
+  out.values = writable<T>("statistics", values, total, tile.m, out.values_stride);
+  if (extremes) {
     py::array array = given("index", index);
-    result.index = writable<int64_t>("index", array, current.stats, tile.m, result.index_stride);
+    out.index = writable<int64_t>("index", array, total, tile.m, out.index_stride);
   }
+  const Side<T> mine{out.values, out.values_stride, nullptr, 0, nullptr, 0};
+  const Side<T> other = reads_cols ? side<T>({cols, {}, {}}, total, tile.n, false, false) : Side<T>{};
   py::gil_scoped_release release;
-  checked.kernels->stats(stage, tile, mine, other, result);
+  for (int k = first, before = stats_before(info, first); k < last; before += info.stages[k++].stats) {
+    Output<T> part = out;
+    part.values += before * out.values_stride;
+    if (part.index) part.index += before * out.index_stride;
+    checked.kernels->stats(k, tile, mine, other, part);
+  }
 }
 
 template <class T>
@@ -356,9 +365,9 @@ py::dict table() {
 
 PYBIND11_MODULE(_native, m) {
   m.doc() = "Row kernels compiled from the formulas of metric_kernels.";
-  m.def("stats", [](TILE, int stage, Optional rows, Optional cols, py::array out, Optional index) {
+  m.def("stats", [](TILE, int first, int last, py::array values, Optional cols, Optional index) {
     TileArguments tile = TILE_ARGUMENTS;
-    OF_TYPE(stats)(tile, stage, rows, cols, out, index);
+    OF_TYPE(stats)(tile, first, last, values, cols, index);
   });
   m.def("weights", [](TILE, SIDES, bool both, Optional norm_grad) {
     TileArguments tile = TILE_ARGUMENTS;

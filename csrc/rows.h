@@ -103,6 +103,9 @@ struct Positives {
 
 // ---- statistics ----------------------------------------------------------------------------------------------------
 
+// A statistic as a formula reads it: an empty log-sum-exp is the lowest number.
+template <class T> inline T finite(T x) { return x < std::numeric_limits<T>::lowest() ? std::numeric_limits<T>::lowest() : x; }
+
 template <class T> struct Accumulator {
   double sum = 0;
   T top = -infinity<T>;
@@ -196,13 +199,13 @@ void stage_stats(const Tile<T>& tile, const Side<T>& rows, const Side<T>& cols, 
     alignas(64) T v[CHUNK], few[CHUNK], t[S::K][CHUNK];
     const Row<T> row(tile, i);
     Accumulator<T> state[S::K];
-    auto mine = [&](int k, int) { return rows.values[k * rows.values_stride + i]; };
+    auto mine = [&](int k, int) { return finite(rows.values[k * rows.values_stride + i]); };
     for (int64_t j0 = 0; j0 < tile.n; j0 += CHUNK) {
       const int len = int(tile.n - j0 < CHUNK ? tile.n - j0 : CHUNK);
       const Positives positives(row, j0, len);
       if constexpr (has<S>(Where::neg)) {
         row.values(j0, len, false, v);
-        auto other = [&](int k, int j) { return cols.values[k * cols.values_stride + j0 + j]; };
+        auto other = [&](int k, int j) { return finite(cols.values[k * cols.values_stride + j0 + j]); };
         pair_values<S, Where::neg>(v, len, mine, other, params, t);
         each<S::K>([&](auto k) {
           if constexpr (S::side[k] == Where::neg) {
@@ -219,7 +222,7 @@ void stage_stats(const Tile<T>& tile, const Side<T>& rows, const Side<T>& cols, 
         if (!positives.count) continue;
         row.values(j0, positives.at, positives.count, false, few);
         auto at = [&](int j) { return j0 + positives.at[j]; };
-        auto other = [&](int k, int j) { return cols.values[k * cols.values_stride + at(j)]; };
+        auto other = [&](int k, int j) { return finite(cols.values[k * cols.values_stride + at(j)]); };
         pair_values<S, Where::pos>(few, positives.count, mine, other, params, t);
         each<S::K>([&](auto k) {
           if constexpr (S::side[k] == Where::pos) reduce<S::kind[k]>(t[k], positives.count, at, state[k]);

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
-from typing import Iterator, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from metric_kernels.language import Formula, Op
 from metric_kernels.metrics import Metric
-from metric_kernels.tile import Side, Tile
+from metric_kernels.tile import Side, Tile, finite
 
 NORM_FLOOR = 1e-12
 # Unit roundoffs that cover the error of p + q - 2 s, where z of length D is summed in blocks; below it a distance is 0.
@@ -117,12 +118,10 @@ class Points:
         return grad.to(dtype)
 
 
-def _tiles(rows: int, columns: int, itemsize: int, cached: bool) -> Iterator[slice]:
-    """Row ranges whose tile stays in a processor's cache from one pass to the next, or else fits the budget."""
+def _tile_rows(columns: int, itemsize: int, cached: bool) -> int:
+    """Rows whose tile stays in a processor's cache from one pass to the next, or else fits the budget."""
     size = _TILE_BYTES if cached else max(_workspace // 4, 1)
-    step = max(16, size // max(1, columns * itemsize))
-    for start in range(0, rows, step):
-        yield slice(start, min(rows, start + step))
+    return max(16, size // max(1, columns * itemsize))
 
 
 class Sweep:
@@ -131,26 +130,24 @@ class Sweep:
     def __init__(self, problem: Problem, x: Points, y: Points, kept: Tensor | None, filled: bool):
         self.problem, self.x, self.y, self.kept, self.filled = problem, x, y, kept, filled
         self.eps = NOISE * torch.finfo(x.z.dtype).eps
+        cached = kept is not None and not x.z.is_cuda
+        self.step = _tile_rows(len(y.z), x.z.element_size(), cached)
+        self.single = len(x.z) <= self.step
 
     def __iter__(self) -> Iterator[tuple[slice, Tile]]:
         problem, x, y = self.problem, self.x, self.y
         n, m = len(x.z), len(y.z)
-        scratch = None
-        for rows in _tiles(n, m, x.z.element_size(), self.kept is not None and not x.z.is_cuda):
-            whole = rows.start == 0 and rows.stop == n
-            if self.kept is not None:
-                s = self.kept if whole else self.kept[rows]
-            else:
-                if scratch is None:
-                    scratch = x.z.new_empty(rows.stop - rows.start, m)
-                s = scratch[: rows.stop - rows.start]
+        target = x.z.new_empty(min(self.step, n), m) if self.kept is None else self.kept
+        for start in range(0, n, self.step):
+            rows = slice(start, min(n, start + self.step))
+            s, z, labels, p = target, x.z, problem.labels, x.squares
+            if not self.single:
+                s = target[rows] if self.kept is not None else target[: rows.stop - start]
+                z, labels, p = z[rows], labels[rows], p[rows] if problem.op.metric.norms else p
             if not self.filled:
-                torch.mm(x.z if whole else x.z[rows], y.z.t(), out=s)
-            labels, p = problem.labels, x.squares
-            if not whole:
-                labels, p = labels[rows], p[rows] if problem.op.metric.norms else p
-            diagonal = rows.start if problem.exclude_self else -1
-            yield rows, Tile(s, labels, problem.ref_labels, rows.start, diagonal, p, y.squares, self.eps)
+                torch.mm(z, y.z.t(), out=s)
+            diagonal = start if problem.exclude_self else -1
+            yield rows, Tile(s, labels, problem.ref_labels, start, diagonal, p, y.squares, self.eps)
         self.filled = self.kept is not None
 
     def mirrored(self) -> Sweep:
@@ -195,6 +192,9 @@ def forward(problem: Problem, x: Points, y: Points, kept: Tensor | None) -> tupl
     rows = Statistics.empty(formula, x)
     cols = rows if x is y else None
     sweep = Sweep(problem, x, y, kept, filled=x.given)
+    if cols is rows and sweep.single:
+        _fill(sweep, range(len(formula.stages)), rows, rows)
+        return rows, rows
     for number, group in enumerate(formula.groups):
         if number and cols is None:
             cols = columns(sweep)
@@ -211,16 +211,15 @@ def columns(sweep: Sweep) -> Statistics:
     return cols
 
 
-def _fill(sweep: Sweep, group: list[int], rows: Statistics, cols: Statistics | None) -> None:
-    """The statistics of a group of stages, by one sweep."""
+def _fill(sweep: Sweep, stages: Sequence[int], rows: Statistics, cols: Statistics | None) -> None:
+    """The statistics of some stages, by one sweep."""
     op, backend = sweep.problem.op, sweep.problem.backend
+    others = rows if cols is None else cols
     for at, tile in sweep:
-        for number in group:
-            stage, first = op.formula.stages[number], op.formula.first[number]
-            out = slice(first, first + len(stage.stats))
-            mine = finite(rows.values[:first, at]) if stage.rows else rows.values[:0]
-            other = finite(cols.values[:first]) if stage.cols else mine
-            backend.stats(op, number, tile, mine, other, rows.values[out, at], rows.index[out, at])
+        if sweep.single:
+            backend.stats(op, stages, tile, rows.values, others.values, rows.index)
+        else:
+            backend.stats(op, stages, tile, rows.values[:, at], others.values, rows.index[:, at])
 
 
 def backward(
@@ -284,8 +283,3 @@ def _add_input_grads(sweep: Sweep, rows: Side, cols: Side) -> None:
                 shares = backend.input_grads(op, number, tile, cols.at(at), rows, True)
                 for j, k in enumerate(stage.cols):
                     cols.grads[k, at].add_(shares[j])
-
-
-def finite(values: Tensor) -> Tensor:
-    """Statistics as formulas read them: an empty log-sum-exp is the lowest number, so that differences stay defined."""
-    return values.clamp(min=torch.finfo(values.dtype).min)

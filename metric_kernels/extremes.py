@@ -10,7 +10,7 @@ from torch import Tensor
 from metric_kernels import distances
 from metric_kernels.language import Formula, Op, largest, smallest, stages_of
 from metric_kernels.metrics import Dot
-from metric_kernels.rowstats import Call, row_stats
+from metric_kernels.rowstats import Call, pair_matrix, row_stats
 
 
 class Extremes:
@@ -71,7 +71,7 @@ def row_extremes(
     metric, normalize, given = distance.metric, distance.normalize_embeddings, distance.metric is None
     x = embeddings
     if given:
-        x, y, metric, normalize = distance.matrix(x, x if y is None else y), None, Dot, False
+        x, y, metric, normalize = pair_matrix(distance, x, x if y is None else y), None, Dot, False
     labels = labels.to(torch.int64)
     ref_labels = labels if ref_labels is None else ref_labels.to(torch.int64)
     op = Op(FORMULA, metric, ((),))

@@ -6,6 +6,7 @@ overwrite what they are given, always compute it again.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -62,6 +63,15 @@ def has_epilogue(call: Call) -> bool:
 def row_loss(call: Call, epilogue: Epilogue) -> Tensor:
     """The loss as one operation, for small batches: torch would take as long for the epilogue as for the products."""
     return _RowLoss.apply(call.x, call.y, call, epilogue)
+
+
+def pair_matrix(distance: Callable, x: Tensor, y: Tensor) -> Tensor:
+    """The matrix (N, M) of a distance that is no function of inner products, in the arithmetic type."""
+    dtype = core.arithmetic(torch.promote_types(x.dtype, y.dtype))
+    same = y is x
+    with _no_autocast(x.device.type):
+        x = x.to(dtype)
+        return distance.matrix(x, x if same else y.to(dtype))
 
 
 class _Run:

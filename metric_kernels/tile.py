@@ -4,9 +4,10 @@ Every backend has the same three methods besides ``name`` and ``supports(op, dev
 are rows of (K, n) tensors, K counted over all stages of the op; ``rows`` belongs to the rows of the tile and ``cols`` to its
 columns.
 
-``stats(op, stage, tile, rows, cols, out, index)``
-    writes the statistics of one stage to ``out`` (K_stage, m), and to ``index`` (K_stage, m) the column of an extreme.
-    ``rows`` and ``cols`` are the statistics of the stages before.
+``stats(op, stages, tile, values, cols, index)``
+    writes the statistics of some stages, in order, to their rows of ``values`` (K, m), and to those of ``index`` the columns
+    of extremes. Stages read those before them: of the anchor from ``values``, of the other point from ``cols`` (K, n), which
+    is ``values`` if the tile is the whole matrix of a batch with itself.
 ``weights(op, tile, rows, cols, both, norm_grad)``
     overwrites the products with dL/ds_ij. With ``both``, j is an anchor too: the two sides hold the same points, or the
     statistics of the columns enter the loss; then dL/ds_ji is added. The row's share of the gradient with respect to the
@@ -20,9 +21,13 @@ It may have ``epilogue(op, epilogue, values) -> (loss, dloss/dvalues)`` too; oth
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+from metric_kernels.language import Op
 
 
 class Tile(NamedTuple):
@@ -63,3 +68,22 @@ class Epilogue(NamedTuple):
     params: tuple[float, ...]
     windows: tuple[tuple[float, float, bool], ...]
     required: int | None
+
+
+def finite(values: Tensor) -> Tensor:
+    """Statistics as formulas read them: an empty log-sum-exp is the lowest number, so that differences stay defined."""
+    return values.clamp(min=torch.finfo(values.dtype).min)
+
+
+class StageByStage:
+    """``stats`` for a backend that has ``stage_stats(op, stage, tile, rows, cols, out, index)``: one stage at a time, given
+    the statistics of the stages before.
+    """
+
+    def stats(self, op: Op, stages: Sequence[int], tile: Tile, values: Tensor, cols: Tensor, index: Tensor) -> None:
+        for number in stages:
+            stage, first = op.formula.stages[number], op.formula.first[number]
+            out = slice(first, first + len(stage.stats))
+            before = finite(values[:first]) if stage.rows else values[:0]
+            others = finite(cols[:first]) if stage.cols else cols[:0]
+            self.stage_stats(op, number, tile, before, others, values[out], index[out])

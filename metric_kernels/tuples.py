@@ -11,9 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from metric_kernels.core import arithmetic, finite
+from metric_kernels.core import arithmetic
 from metric_kernels.distances import Distance
 from metric_kernels.language import Formula, Stage
+from metric_kernels.tile import finite
 
 
 class Pairs(NamedTuple):

@@ -126,9 +126,11 @@ def test_functions_of_two_float32(name):
     y[1::3] = np.nextafter(-x[1::3], np.float32(0))
     with np.errstate(all="ignore"):
         exact = TWO[name](x.astype(np.float64), y.astype(np.float64))
-        # Near 0 it is the difference of two numbers that are not.
-        least = np.abs(np.maximum(x, y)) if name == "logaddexp" else None
-    assert_close_in_ulps(elementwise(name)(x, y), exact, 2.0, least)
+    if name == "logaddexp":
+        # The difference of two numbers where it is near 0, and no better than the exponent x - y.
+        assert_close_in_ulps(elementwise(name)(x, y), exact, 8.0, np.abs(np.maximum(x, y)))
+    else:
+        np.testing.assert_array_equal(elementwise(name)(x, y), exact)
 
 
 MPMATH = {
@@ -174,18 +176,11 @@ def test_types_stay_what_they_are(name):
         assert signature.return_type == expected
 
 
-def test_python_runs_the_same_vocabulary():
-    x = np.linspace(0.1, 20, 7, dtype=np.float32)
-    for name in ("exp", "log", "softplus", "sigmoid"):
-        found = np.array([numba_fn.typed(getattr(numba_fn, name), np.float32)(number) for number in x])
-        assert_close_in_ulps(found, ONE[name](x.astype(np.float64)))
-
-
 SCALE = 2.0
 
 
 def own_formulas():
-    margin, ones = 0.25, (0.5, 1)
+    margin = 0.25
 
     class Everything:
         """Each kind of statistic on each side, each kind of input, and constants from wherever they may come."""
@@ -263,8 +258,8 @@ class Contract:
         generator = torch.Generator().manual_seed(1)
         self.op = Op(case, metric, tuple(tuple(NUMBERS.get(p, 0.7) for p in stage.params) for stage in case.stages))
         n, m = 37, 37 if same else 53
-        x = torch.randn(n, 6, generator=generator)
-        y = x if same else torch.randn(m, 6, generator=generator)
+        x = 0.4 * torch.randn(n, 6, generator=generator)
+        y = x if same else 0.4 * torch.randn(m, 6, generator=generator)
         labels = torch.randint(0, 5, (n,), generator=generator)
         labels[8:11] = torch.tensor([-7, 2**40, 99])
         ref_labels = labels if same else torch.randint(0, 6, (m,), generator=generator)
@@ -387,13 +382,11 @@ def test_nan_in_an_embedding_reaches_the_loss(name):
 
 @pytest.mark.parametrize("name", ["MultiSimilarityLoss", "NTXentLoss", "LiftedStructureLoss"])
 def test_one_anchor_alone_and_no_pairs(name):
-    loss = losses.REGISTRY[name](backend="numba")
+    loss, other = (losses.REGISTRY[name](backend=b) for b in ("numba", "reference"))
     for labels in (torch.tensor([3]), torch.arange(4), torch.zeros(4, dtype=torch.int64)):
         x = embeddings(len(labels), dtype=torch.float32)
         value, (grad,) = value_and_grads(lambda x, labels=labels: loss(x, labels), x)
-        expected, (truth,) = value_and_grads(
-            lambda x, labels=labels: losses.REGISTRY[name](backend="reference")(x, labels), x
-        )
+        expected, (truth,) = value_and_grads(lambda x, labels=labels: other(x, labels), x)
         torch.testing.assert_close((value, grad), (expected, truth))
 
 

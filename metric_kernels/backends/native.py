@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -49,16 +50,11 @@ class NativeBackend:
             return f"{module} or metrics.py has changed since the extension was built; install again to rebuild it"
         return None
 
-    def stats(self, op: Op, stage: int, tile: Tile, rows: Tensor, cols: Tensor, out: Tensor, index: Tensor):
-        current = op.formula.stages[stage]
-        _extension()[0].stats(
-            *_arguments(op, tile),
-            stage,
-            rows.numpy() if current.rows else None,
-            cols.numpy() if current.cols else None,
-            out.numpy(),
-            _optional(index),
-        )
+    def stats(self, op: Op, stages: Sequence[int], tile: Tile, values: Tensor, cols: Tensor, index: Tensor):
+        mine = values.numpy()
+        others = mine if cols is values else cols.numpy() if op.formula.two_sided else None
+        first, last = stages[0], stages[-1] + 1
+        _extension()[0].stats(*_arguments(op, tile), first, last, mine, others, _optional(index))
 
     def weights(self, op: Op, tile: Tile, rows: Side, cols: Side, both: bool, norm_grad: Tensor | None):
         norm = None if norm_grad is None else norm_grad.numpy()

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from metric_kernels.language import Formula, Op
-from metric_kernels.tile import Side, Tile
+from metric_kernels.tile import Side, StageByStage, Tile
 
 if TYPE_CHECKING:
     from metric_kernels.backends.numba_kernels import Kernel
@@ -31,7 +31,7 @@ _SHARE = 16384
 _forked = False
 
 
-class NumbaBackend:
+class NumbaBackend(StageByStage):
     name = "numba"
 
     def unusable(self) -> str | None:
@@ -48,7 +48,7 @@ class NumbaBackend:
             return f"computes in float32 and float64, not in {dtype}"
         return self.unusable() or _kernels().reason_against(formula, _DTYPES[dtype])
 
-    def stats(self, op: Op, stage: int, tile: Tile, rows: Tensor, cols: Tensor, out: Tensor, index: Tensor):
+    def stage_stats(self, op: Op, stage: int, tile: Tile, rows: Tensor, cols: Tensor, out: Tensor, index: Tensor):
         kernel = _kernels().stats(op.formula, stage, op.metric, _DTYPES[tile.s.dtype])
         _run(kernel, op, tile, row_values=rows, col_values=cols, out=out, index=index)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from metric_kernels.tile import Side, Tile
+from metric_kernels.tile import Side, StageByStage, Tile
 from metric_kernels.language import Formula, Op, Stage
 
 
-class ReferenceBackend:
+class ReferenceBackend(StageByStage):
     name = "reference"
 
     def unusable(self) -> str | None:
@@ -18,7 +18,7 @@ class ReferenceBackend:
     def supports(self, formula: Formula, metric: type, device: str, dtype: torch.dtype) -> str | None:
         return None
 
-    def stats(self, op: Op, stage: int, tile: Tile, rows: Tensor, cols: Tensor, out: Tensor, index: Tensor):
+    def stage_stats(self, op: Op, stage: int, tile: Tile, rows: Tensor, cols: Tensor, out: Tensor, index: Tensor):
         current = op.formula.stages[stage]
         v = op.metric.value(tile.s, *_norms(tile), tile.eps)
         masks = _masks(tile)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from metric_kernels.language import SIDES, Formula, Op, bind
-from metric_kernels.tile import Side, Tile
+from metric_kernels.tile import Side, StageByStage, Tile
 
 # In a block of one row whatever is read of its columns is spread over the threads in the same way, so that no thread
 # waits for another before the end of the row.
@@ -26,7 +26,7 @@ BLOCK = {"height": 1, "width": 512, "num_warps": 4, "enable_fp_fusion": True}
 INTERPRETED_BLOCK = {"height": 32, "width": 32}
 
 
-class TritonBackend:
+class TritonBackend(StageByStage):
     """``launch(kernel, tile, *arguments, **constants)`` runs a kernel over the rows of a tile."""
 
     name = "triton"
@@ -52,7 +52,7 @@ class TritonBackend:
             return "compiles from source, which is not available for the formula"
         return None
 
-    def stats(self, op: Op, stage: int, tile: Tile, rows: Tensor, cols: Tensor, out: Tensor, index: Tensor):
+    def stage_stats(self, op: Op, stage: int, tile: Tile, rows: Tensor, cols: Tensor, out: Tensor, index: Tensor):
         current = op.formula.stages[stage]
         self.launch(
             _kernels().stats,

@@ -21,7 +21,7 @@ from metric_kernels.demo.retrieval import KS, auc, pairs, recall
 from metric_kernels.demo.train import Training, difference, train
 
 # Enough to tell another loss from rounding; float64 convolutions are slow.
-FLOAT64_EPOCHS = 5
+FLOAT64_EPOCHS = 3
 # PML takes seconds for one step of a loss over pairs of pairs, even at the size of a training batch.
 PML_LIMIT_S = 10
 # In the first epoch rounding has hardly been amplified by the training: 100 times the epsilon of the type.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from metric_kernels import backends, distances, reducers, tuples
 from metric_kernels.language import Formula, Op, Stage, stages_of
 from metric_kernels.metrics import Dot
-from metric_kernels.rowstats import Call, has_epilogue, row_loss, row_stats
+from metric_kernels.rowstats import Call, has_epilogue, pair_matrix, row_loss, row_stats
 from metric_kernels.tile import Epilogue
 
 REGISTRY: dict[str, type[PairLoss]] = {}
@@ -122,7 +122,7 @@ class PairLoss(nn.Module):
 
     def _loss(self, batch: _Batch):
         if batch.x.numel() == 0 or batch.y.numel() == 0:
-            return batch.x.sum() * 0.0
+            return (batch.x.sum() if batch.same else batch.x.sum() + batch.y.sum()) * 0.0
         return self._evaluate(batch)
 
     def _evaluate(self, batch: _Batch):
@@ -141,7 +141,7 @@ class PairLoss(nn.Module):
         metric, normalize = self.distance.metric, self.distance.normalize_embeddings
         given = metric is None
         if given:
-            x, y, metric, normalize = self.distance.matrix(x, batch.y), None, Dot, False
+            x, y, metric, normalize = pair_matrix(self.distance, x, batch.y), None, Dot, False
         if self.formula.two_sided and not batch.same and not metric.symmetric:
             raise ValueError(
                 f"distance: {type(self).__name__} with a reference set expects a symmetric one, "

@@ -61,9 +61,8 @@ def _first_pairs(batch) -> tuple[torch.Tensor, torch.Tensor]:
         chosen = order.indices[first]
         return anchors[chosen], positives[chosen]
     labels, order = torch.sort(batch.labels, stable=True)
-    first = torch.ones_like(labels, dtype=torch.bool)
-    first[1:] = labels[1:] != labels[:-1]
-    second = torch.zeros_like(first)
-    second[1:] = first[:-1] & ~first[1:]
-    at = second.nonzero()[:, 0]
-    return order[at - 1], order[at]
+    continues = labels[1:] == labels[:-1]
+    first = continues.clone()
+    first[1:] &= ~continues[:-1]
+    at = first.nonzero()[:, 0]
+    return order[at], order[at + 1]

@@ -8,6 +8,7 @@ from pathlib import Path
 from benchmarks.cases import LOSSES, OURS, PROVIDERS, Case
 from benchmarks.records import Records
 
+_NOTHING = "-"
 _OTHERS = ("eager", "compile", "pml")
 _HEADER = (
     ["loss", "ours / floor", "numba / ours", *(f"{p} / ours" for p in _OTHERS)]
@@ -61,7 +62,7 @@ def _row(records: Records, case: Case) -> list[str]:
 
     def slower(provider):
         its = records.number(case.by(provider), "median_ms")
-        return f"{_short(its / mine)}x" if its and mine else "-"
+        return f"{_short(its / mine)}x" if its and mine else _NOTHING
 
     def cell(chosen, column):
         return _short(records.number(chosen, column))
@@ -85,12 +86,14 @@ def _notes(records: Records, case: Case) -> Iterator[str]:
 
 def _short(number: float | None) -> str:
     if number is None:
-        return "-"
+        return _NOTHING
     return f"{number:.0f}" if number >= 100 else f"{number:.3g}" if number >= 1 else f"{number:.2g}"
 
 
 def _markdown(rows: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows)]
+    """A table without the columns in which nothing was measured."""
+    columns = [column for column in zip(*rows) if set(column[1:]) != {_NOTHING}]
+    rows, widths = list(zip(*columns)), [max(map(len, column)) for column in columns]
     rows = [rows[0], ["-" * widths[0]] + ["-" * (w - 1) + ":" for w in widths[1:]], *rows[1:]]
     pad = [str.ljust] + [str.rjust] * (len(widths) - 1)
     return "".join("| " + " | ".join(f(c, w) for f, c, w in zip(pad, row, widths)) + " |\n" for row in rows)

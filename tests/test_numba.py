@@ -283,13 +283,12 @@ class Contract:
         return copy
 
     def stats(self, name, stage):
-        first, number = self.op.formula.first[stage], len(self.op.formula.stages[stage].stats)
-        values, index = torch.empty_like(self.mine.values), torch.full_like(self.mine.index, -9)
-        out = slice(first, first + number)
-        inputs = self.mine.values[:first, self.rows], self.other.values[:first]
-        written = values[out, self.rows], index[out, self.rows]
-        backends.load(name).stats(self.op, stage, self.tile, *inputs, *written)
-        return written
+        first = self.op.formula.first[stage]
+        out = slice(first, first + len(self.op.formula.stages[stage].stats))
+        values = self.mine.values[:, self.rows].clone()
+        index = torch.full(values.shape, -9)
+        backends.load(name).stats(self.op, [stage], self.tile, values, self.other.values, index)
+        return values[out], index[out]
 
     def weights(self, name, both, norms):
         tile = self.tile._replace(s=self.tile.s.clone())
@@ -486,7 +485,7 @@ class LargePass:
         self.index = torch.empty(0, n, dtype=torch.int64)
 
     def run(self):
-        backend.BACKEND.stats(self.op, 0, self.tile, self.values[:0], self.values[:0], self.values, self.index)
+        backend.BACKEND.stage_stats(self.op, 0, self.tile, self.values[:0], self.values[:0], self.values, self.index)
         side = Side(self.values, self.grads, self.index)
         backend.BACKEND.weights(self.op, self.tile, side, side, True, None)
         return self.values.numpy(), self.tile.s.numpy()

@@ -128,11 +128,22 @@ def test_nan_and_inf_reach_the_matrix(metric):
         assert not matrix[1].isfinite().any() and not matrix[:, 1].isfinite().any()
 
 
-def test_double_backward_raises():
+def test_a_penalty_on_the_gradient_raises():
     x = embeddings(4, 3).requires_grad_()
-    (grad,) = torch.autograd.grad(pairwise_distance(x).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
+    value = pairwise_distance(x).sum()
+    (grad,) = torch.autograd.grad(value, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="twice|second derivative"):
+        (value + grad.square().sum()).backward()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_autocast_leaves_the_arithmetic_alone(metric):
+    x, y = embeddings(9, 24, dtype=torch.float32), embeddings(14, 24, seed=1, dtype=torch.float32)
+    weight = torch.randn(9, 14)
+    expected, grads = value_and_grads(weighted(metric, weight, ours), x, y)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside, inside_grads = value_and_grads(weighted(metric, weight, ours), x, y)
+    assert torch.equal(inside, expected) and all(map(torch.equal, inside_grads, grads))
 
 
 @pytest.mark.parametrize(

@@ -200,7 +200,7 @@ def statistics(name, formula, matrix, labels, ref_labels, *params):
     index = torch.full(values.shape, -9, device=DEVICE)
     nothing = matrix.new_empty(0)
     tile = Tile(matrix, labels, ref_labels, 0, -1, nothing, nothing, 0.0)
-    backends.load(name).stats(Op(formula, Dot, (params,)), 0, tile, values[:0], values[:0], values, index)
+    backends.load(name).stage_stats(Op(formula, Dot, (params,)), 0, tile, values[:0], values[:0], values, index)
     return values, index
 
 

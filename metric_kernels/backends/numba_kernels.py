@@ -23,7 +23,10 @@ from metric_kernels.backends import numba_fn
 from metric_kernels.backends.numba_fn import OPTIONS, typed
 from metric_kernels.language import Formula, bind
 
-_jit = numba.njit(**OPTIONS)
+# Nothing is contracted outside of the vocabulary: the weight of a pair takes its logit from the log-sum-exp of the row, where
+# the same logit went in, and both must have been rounded alike.
+_EXACT = {**OPTIONS, "fastmath": False}
+_jit = numba.njit(**_EXACT)
 _jit_sum = numba.njit(**{**OPTIONS, "fastmath": {"contract", "reassoc", "nsz"}})
 _LABEL_BLOCK, _SUM_BLOCK = 64, 4096
 
@@ -360,7 +363,7 @@ def _kernel(printer: _Printer, body: Iterator[str], dtype: type) -> Kernel:
     where = f"<kernel of {formula.key} on {metric.__name__}, {id(body)}>"
     linecache.cache[where] = (len(source), None, source.splitlines(keepends=True), where)
     exec(compile(source, where, "exec"), scope)
-    return Kernel(numba.cfunc(types.void(types.voidptr), **OPTIONS)(scope["kernel"]), size)
+    return Kernel(numba.cfunc(types.void(types.voidptr), **_EXACT)(scope["kernel"]), size)
 
 
 @functools.cache

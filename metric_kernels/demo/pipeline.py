@@ -24,7 +24,7 @@ from metric_kernels.demo.train import Training, difference, train
 FLOAT64_EPOCHS = 3
 # PML takes seconds for one step of a loss over pairs of pairs, even at the size of a training batch.
 PML_LIMIT_S = 10
-# In the first epoch rounding has hardly been amplified by the training: 100 times the epsilon of the type.
+# Some hundred times the epsilon of the type: in the first epoch training has hardly amplified the rounding.
 SAME = {"float32": 1e-5, "float64": 1e-13}
 
 

@@ -40,6 +40,7 @@ def test_peak_memory(weighed_case, benchmark, records, threads):
     benchmark.group = "peak memory (seconds of the measuring process)"
     reason = PROVIDERS[weighed_case.provider].refuse(weighed_case)
     if reason:
+        records.add_refusal(weighed_case, reason)
         pytest.skip(reason)
     megabytes = benchmark.pedantic(peak_mb, args=(weighed_case, threads), rounds=1)
     benchmark.extra_info["peak_mb"] = megabytes

@@ -88,8 +88,9 @@ def _ours(backend: str) -> Provider:
 def _eager_refuse(case: Case) -> str | None:
     if case.loss not in DENSE:
         return "no formula in benchmarks/dense.py"
-    if case.batch > _DENSE_BATCH:
-        return f"several B x B temporaries of {4e-9 * case.batch**2:.1f} GB"
+    rows = case.batch // case.per_class if case.loss == "NPairsLoss" else case.batch
+    if rows > _DENSE_BATCH:
+        return f"several temporaries of {rows} x {rows} numbers, {4e-9 * rows**2:.1f} GB each"
     return None
 
 
@@ -182,9 +183,5 @@ def timed(full: bool) -> list[Case]:
 
 def weighed(full: bool) -> list[Case]:
     """Cases, provider included, whose peak memory is measured."""
-    shapes = [(2048, 128)] + ([(8192, 128)] if full else [])
-    found = []
-    for loss in LOSSES:
-        found += [Case(loss, *shape, provider=p) for shape in shapes for p in ("native", "eager", "pml")]
-        found.append(Case(loss, 16384, 128))
-    return found
+    shapes = [(2048, 128), (16384, 128)] + ([(8192, 128)] if full else [])
+    return [Case(loss, *s, provider=p) for loss in LOSSES for s in shapes for p in ("native", "eager", "pml")]

@@ -56,7 +56,12 @@ class Records:
             self._update(case.by(provider), times)
 
     def add_peak(self, case: Case, megabytes: float) -> None:
-        self._update(case, {"peak_mb": _text(megabytes)})
+        row = self.get(case)
+        refused = row and not row["median_ms"] and not row["loss_error"]
+        self._update(case, {"peak_mb": _text(megabytes)} | ({"note": ""} if refused else {}))
+
+    def add_refusal(self, case: Case, reason: str) -> None:
+        self._update(case, {"peak_mb": "", "note": reason})
 
     def _update(self, case: Case, values: dict[str, str]) -> None:
         key = tuple(map(str, astuple(case)))

@@ -27,9 +27,12 @@ def render(records: Records) -> str:
         parts.append(f"## B = {batch}, D = {dim}, {dtype}, {per_class} per class\n")
         cases = [Case(loss, *shape) for loss in LOSSES if loss in present]
         parts.append(_markdown([_HEADER] + [_row(records, case) for case in cases]))
-        notes = [note for case in cases for note in _notes(records, case)]
+        notes = {}
+        for case in cases:
+            for note in _notes(records, case):
+                notes.setdefault(note, []).append(case.loss.removesuffix("Loss"))
         if notes:
-            parts.append("".join(f"- {note}\n" for note in notes))
+            parts.append("".join(f"- {note} ({', '.join(who)})\n" for note, who in sorted(notes.items())))
     return "\n".join(parts)
 
 
@@ -40,7 +43,8 @@ def write(records: Records, path: Path) -> None:
 _LEGEND = """\
 A step is forward and backward. "ours" is the native backend, or the best usable one where a note says so. A ratio above
 1 in the columns after "ours / floor" means that ours is faster. The floor is three matrix products of B x B values;
-NPairs multiplies only one row per class and is below it. MB is peak memory beyond what was in use before the step.
+NPairs multiplies only one row per class and is below it. In bfloat16 the floor, eager, compile and PML multiply in
+bfloat16, ours in float32. MB is peak memory beyond what was in use before the step.
 """
 
 
@@ -77,17 +81,17 @@ def _row(records: Records, case: Case) -> list[str]:
 def _notes(records: Records, case: Case) -> Iterator[str]:
     ours = _ours(records, case)
     if ours.provider != OURS[0] and records.number(ours, "median_ms"):
-        yield f"{case.loss}: ours is {ours.provider}"
+        yield f"ours: is {ours.provider} here"
     for provider in PROVIDERS:
         row = records.get(case.by(provider))
         if row and row["note"]:
-            yield f"{case.loss}, {provider}: {row['note']}"
+            yield f"{provider}: {row['note']}"
 
 
 def _short(number: float | None) -> str:
     if number is None:
         return _NOTHING
-    return f"{number:.0f}" if number >= 100 else f"{number:.3g}" if number >= 1 else f"{number:.2g}"
+    return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def _markdown(rows: list[list[str]]) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from metric_kernels.core import NOISE, Points, arithmetic
 from metric_kernels.metrics import Metric
+from metric_kernels.once import once
 
 
 class _GramMatrix(torch.autograd.Function):
@@ -19,16 +19,21 @@ class _GramMatrix(torch.autograd.Function):
         s = torch.mm(rows.z, cols.z.t())
         ctx.points, ctx.metric, ctx.free = (rows, cols), metric, metric.norms and (metric.centred or not normalize)
         ctx.dtypes = x.dtype, None if y is None else y.dtype
-        ctx.save_for_backward(s)
+        ctx.save_for_backward(x, y, s)
         v = metric.value(s, *_norms(rows, cols), NOISE * torch.finfo(dtype).eps)
         if y is None and metric.norms:
             v = v.fill_diagonal_(0.0) if torch.isfinite(rows.squares).all() else v
         return v.to(x.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad: Tensor):
-        (s,) = ctx.saved_tensors
+        x, y, s = ctx.saved_tensors
+        with torch.no_grad():
+            gx, gy = _GramMatrix._pulled(ctx, s, grad)
+        return once(gx, x, y), once(gy, x, y), None, None
+
+    @staticmethod
+    def _pulled(ctx, s: Tensor, grad: Tensor) -> tuple[Tensor, Tensor | None]:
         rows, cols = ctx.points
         slope, norm_slope = ctx.metric.dvalue(s, *_norms(rows, cols), NOISE * torch.finfo(s.dtype).eps)
         grad = grad.to(s.dtype)
@@ -40,8 +45,8 @@ class _GramMatrix(torch.autograd.Function):
         norm_y = -0.5 * w.sum(0) if ctx.free else None
         if rows is cols:
             total = None if norm_x is None else norm_x + norm_y
-            return rows.pull(gx + gy, total, ctx.dtypes[0]), None, None, None
-        return rows.pull(gx, norm_x, ctx.dtypes[0]), cols.pull(gy, norm_y, ctx.dtypes[1]), None, None
+            return rows.pull(gx + gy, total, ctx.dtypes[0]), None
+        return rows.pull(gx, norm_x, ctx.dtypes[0]), cols.pull(gy, norm_y, ctx.dtypes[1])
 
 
 def _norms(rows: Points, cols: Points) -> tuple[Tensor, Tensor]:

@@ -129,7 +129,9 @@ class ClassWeightedReducer(Reducer):
         super().__init__()
         self.register_buffer("weights", weights, persistent=False)
 
-    def _of(self, labels: Tensor, like: Tensor) -> Tensor:
+    def _of(self, labels: Tensor | None, like: Tensor) -> Tensor:
+        if labels is None:
+            raise ValueError("labels: ClassWeightedReducer expects them, got None")
         return self.weights.to(like.device, like.dtype)[labels.long()]
 
     def of_pairs(self, totals, counts, labels):

@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from metric_kernels import backends, core
 from metric_kernels.language import Op, formula
 from metric_kernels.metrics import METRICS
+from metric_kernels.once import once
 from metric_kernels.tile import Epilogue
 
 _METRICS = {m.__name__: m for m in METRICS}
@@ -112,15 +112,14 @@ class _RowStats(torch.autograd.Function):
             ctx.run = _Run(call)
             rows, cols = ctx.run.forward(keep=any(ctx.needs_input_grad[:2]))
         ctx.cols = None if cols is rows else cols
-        ctx.save_for_backward(*rows)
+        ctx.save_for_backward(x, y, *rows)
         ctx.mark_non_differentiable(rows.index)
         # One output a statistic: autograd would stack and unstack a matrix of them op by op.
         return *rows.values.unbind(0), rows.index
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, *grads):
-        return _pulled(ctx, core.Statistics(*ctx.saved_tensors), torch.stack(grads[:-1]))
+        return *_pulled(ctx, torch.stack(grads[:-1]).detach()), None
 
 
 class _RowLoss(torch.autograd.Function):
@@ -131,20 +130,19 @@ class _RowLoss(torch.autograd.Function):
             rows, cols = ctx.run.forward(keep=any(ctx.needs_input_grad[:2]))
         loss, grads = ctx.run.problem.backend.epilogue(call.op, epilogue, rows.values)
         ctx.cols = None if cols is rows else cols
-        ctx.save_for_backward(*rows, grads)
+        ctx.save_for_backward(x, y, *rows, grads)
         return loss
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):
-        *rows, grads = ctx.saved_tensors
-        return *_pulled(ctx, core.Statistics(*rows), grads * grad), None
+        return *_pulled(ctx, (ctx.saved_tensors[-1] * grad).detach()), None, None
 
 
-def _pulled(ctx, rows: core.Statistics, grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-    with _no_autocast(grads.device.type):
-        gx, gy = ctx.run.backward(rows, ctx.cols, grads, ctx.needs_input_grad[:2])
-    return gx, gy, None
+def _pulled(ctx, grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    x, y, values, index, *_ = ctx.saved_tensors
+    with torch.no_grad(), _no_autocast(grads.device.type):
+        gx, gy = ctx.run.backward(core.Statistics(values, index), ctx.cols, grads, ctx.needs_input_grad[:2])
+    return once(gx, x, y), once(gy, x, y)
 
 
 def _no_autocast(device: str):

@@ -29,8 +29,11 @@ class Pairs(NamedTuple):
         return Pairs(code // max(columns, 1), code % max(columns, 1))
 
 
-def listed(indices_tuple: tuple, device: torch.device) -> tuple[Pairs, Pairs]:
-    """Positive and negative pairs from (a1, p, a2, n), or from triplets (a, p, n) as (a, p) and (a, n)."""
+def listed(indices_tuple: tuple, rows: int, columns: int, device: torch.device) -> tuple[Pairs, Pairs]:
+    """Positive and negative pairs from (a1, p, a2, n), or from triplets (a, p, n) as (a, p) and (a, n).
+
+    Anchors are below ``rows``, others below ``columns``.
+    """
     if not isinstance(indices_tuple, (tuple, list)) or len(indices_tuple) not in (3, 4):
         raise ValueError(
             "indices_tuple: expected (anchors, positives, negatives) or (anchors, positives, anchors, negatives), "
@@ -42,6 +45,13 @@ def listed(indices_tuple: tuple, device: torch.device) -> tuple[Pairs, Pairs]:
         if part.ndim != 1 or part.is_floating_point() and part.numel():
             raise ValueError(
                 f"indices_tuple[{number}]: expected a 1-D tensor of integers, got {part.dtype} {tuple(part.shape)}"
+            )
+    anchors = (0, 2) if len(parts) == 4 else (0,)
+    for number, part in enumerate(parts):
+        size = rows if number in anchors else columns
+        if part.numel() and not (0 <= int(part.min()) and int(part.max()) < size):
+            raise IndexError(
+                f"indices_tuple[{number}]: expected indices from 0 to {size - 1}, got {int(part.min())} to {int(part.max())}"
             )
     a1, p, a2, n = (part.long() for part in (parts if len(parts) == 4 else (*parts[:2], parts[0], parts[2])))
     for one, other, what in ((a1, p, "anchors and positives"), (a2, n, "anchors and negatives")):
@@ -73,7 +83,8 @@ def statistics(
 ) -> tuple[Tensor, list[tuple[Pairs, Tensor]]]:
     """Statistics (K, N), and for the last stage the values of each ``total`` pair by pair (its ``pair`` values)."""
     dtype = arithmetic(torch.promote_types(x.dtype, y.dtype))
-    x, y = x.to(dtype), y.to(dtype)
+    x = x.to(dtype)
+    y = x if same else y.to(dtype)
     sides = {"pos": positives, "neg": negatives}
     values = {side: distance.rowwise(x[pairs.anchors], y[pairs.others]) for side, pairs in sides.items()}
     size = len(x), len(y)

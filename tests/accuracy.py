@@ -1,7 +1,7 @@
 """How close a result must be to the exact one: an error budget for each type instead of a tolerance for each test.
 
-An error is ||actual - exact|| / ||exact|| over the whole tensor, the exact result being one of float64 arithmetic on the
-same inputs, already rounded to the type under test.
+An error is ||actual - exact|| / ||exact|| over the whole tensor, the exact result being one of float64 arithmetic on
+the same inputs, already rounded to the type under test.
 """
 
 from __future__ import annotations

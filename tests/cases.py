@@ -42,7 +42,7 @@ def backend_params(*names: str) -> list:
     ]
 
 
-# Numba takes seconds to compile a formula for a metric and a type: it takes part where float32 and the default metric do.
+# Numba takes seconds to compile a formula for a metric and a type: it takes part in float32 on the default metric.
 BACKENDS = backend_params("native", "reference", "numba")
 QUICK_BACKENDS = backend_params("native", "reference")
 

@@ -22,8 +22,8 @@ def _seed():
 def _poisoned_memory():
     """Fresh memory holds NaN and the largest integers, so that an output that nobody wrote cannot pass.
 
-    Torch does this itself where it is told to be deterministic. The Numba backend is given another numpy; numpy itself is
-    left alone, since Numba looks its functions up in there.
+    Torch does this itself where it is told to be deterministic. The Numba backend is given another numpy; numpy itself
+    is left alone, since Numba looks its functions up in there.
     """
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True

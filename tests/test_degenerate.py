@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from accuracy import BUDGET, assert_accurate
-from cases import BACKENDS, LOSSES, QUICK_BACKENDS, WITH_REF, embeddings, unbalanced_labels, value_and_grads
+from cases import BACKENDS, LOSSES, PARAMS, QUICK_BACKENDS, WITH_REF, embeddings, unbalanced_labels, value_and_grads
 from oracles import ORACLES
 
 from metric_kernels import distances, losses
@@ -51,13 +51,17 @@ NOTHING = {
 @pytest.mark.parametrize("name", LOSSES)
 def test_finite(name, case, backend):
     x, labels = FINITE[case][0].float(), torch.tensor(FINITE[case][1])
-    value, (grad,) = value_and_grads(lambda x: getattr(losses, name)(backend=backend)(x, labels), x)
-    exact, (exact_grad,) = value_and_grads(lambda x: ORACLES[name](x, labels), x.double())
+    # A zero row is at distance 1 of all others, the default margin: rounding would decide whether it counts.
+    options = PARAMS[name] if name == "ContrastiveLoss" else {}
+    value, (grad,) = value_and_grads(lambda x: getattr(losses, name)(**options, backend=backend)(x, labels), x)
+    exact, (exact_grad,) = value_and_grads(lambda x: ORACLES[name](x, labels, **options), x.double())
     assert value.isfinite() and grad.isfinite().all()
     torch.testing.assert_close(value.double(), exact, rtol=1e-5, atol=1e-6)
-    # A gradient is compared by what it does to its row: near-zero rows have huge ones. Those that cancel leave rounding.
+    # A gradient is compared by what it does to its row: a row near 0 has a huge one. What cancels leaves rounding.
     actual_step, exact_step = grad * x.norm(dim=1, keepdim=True), exact_grad * x.double().norm(dim=1, keepdim=True)
-    torch.testing.assert_close(actual_step.double(), exact_step, rtol=0, atol=1e-4 * (1 + exact_step.abs().max().item()))
+    torch.testing.assert_close(
+        actual_step.double(), exact_step, rtol=0, atol=1e-4 * (1 + exact_step.abs().max().item())
+    )
 
 
 @pytest.mark.parametrize("backend", QUICK_BACKENDS)
@@ -102,9 +106,7 @@ def test_what_is_not_finite_reaches_the_loss(name, backend, wrong, row):
         pytest.skip("a singleton takes no part")
     x = embeddings(7, 4, dtype=torch.float32)
     x[row, 2] = wrong
-    value, (grad,) = value_and_grads(
-        lambda x: getattr(losses, name)(backend=backend)(x, torch.tensor([*PAIRED, 9])), x
-    )
+    value, (grad,) = value_and_grads(lambda x: getattr(losses, name)(backend=backend)(x, torch.tensor([*PAIRED, 9])), x)
     assert not value.isfinite()
     assert not grad.isfinite().all()
 
@@ -130,7 +132,9 @@ def test_half_precision_beyond_its_squares(name):
     assert_accurate(grad, exact_grad)
 
 
-@pytest.mark.parametrize("distance", [distances.LpDistance(), distances.LpDistance(normalize_embeddings=False)], ids=str)
+@pytest.mark.parametrize(
+    "distance", [distances.LpDistance(), distances.LpDistance(normalize_embeddings=False)], ids=str
+)
 @pytest.mark.parametrize("backend", BACKENDS[:2])
 def test_zero_subgradient_at_distance_zero(backend, distance):
     x = 3 * X[:1].float().expand(6, -1)
@@ -184,8 +188,16 @@ WRONG = {
     "labels_short": ((X, GOOD[:5]), ValueError, r"expected labels of shape \(6,\), got \(5,\)"),
     "ref_list": ((X, GOOD, None, [1.0], GOOD), TypeError, "ref_emb: expected a tensor, got list"),
     "ref_1d": ((X, GOOD, None, X[0], GOOD[:1]), ValueError, r"ref_emb must be a 2D tensor of shape .*, got \(4,\)"),
-    "ref_int": ((X, GOOD, None, X.int(), GOOD.clone()), TypeError, "ref_emb: expected a floating type, got torch.int32"),
-    "ref_width": ((X, GOOD, None, X[:, :3], GOOD.clone()), ValueError, r"ref_emb: expected shape \(R, 4\).*, got \(6, 3\)"),
+    "ref_int": (
+        (X, GOOD, None, X.int(), GOOD.clone()),
+        TypeError,
+        "ref_emb: expected a floating type, got torch.int32",
+    ),
+    "ref_width": (
+        (X, GOOD, None, X[:, :3], GOOD.clone()),
+        ValueError,
+        r"ref_emb: expected shape \(R, 4\).*, got \(6, 3\)",
+    ),
     "ref_device": (
         (X, GOOD, None, X.to("meta"), GOOD.clone()),
         ValueError,
@@ -198,7 +210,11 @@ WRONG = {
         ValueError,
         r"expected ref_labels of shape \(5,\), got \(4,\)",
     ),
-    "ref_labels_same_object_short": ((X, GOOD, None, X[:5], GOOD), ValueError, r"ref_labels: expected shape \(5,\), got \(6,\)"),
+    "ref_labels_same_object_short": (
+        (X, GOOD, None, X[:5], GOOD),
+        ValueError,
+        r"ref_labels: expected shape \(5,\), got \(6,\)",
+    ),
     "ref_labels_float": (
         (X, GOOD, None, X.clone(), GOOD.float()),
         TypeError,
@@ -267,7 +283,11 @@ def test_an_expanded_row(name):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", LOSSES)
 def test_without_gradients(name, backend, mode):
-    x, labels, loss = embeddings(9, 5, dtype=torch.float32), unbalanced_labels(9), getattr(losses, name)(backend=backend)
+    x, labels, loss = (
+        embeddings(9, 5, dtype=torch.float32),
+        unbalanced_labels(9),
+        getattr(losses, name)(backend=backend),
+    )
     expected = loss(x.clone().requires_grad_(), labels)
     with mode():
         value = loss(x.clone().requires_grad_(), labels)
@@ -280,7 +300,7 @@ def test_without_gradients(name, backend, mode):
 @pytest.mark.parametrize("backend", QUICK_BACKENDS)
 @pytest.mark.parametrize("name", LOSSES)
 def test_autocast(name, backend, enabled, dtype):
-    """The arithmetic is that of outside the region; a half input gives a float32 loss inside, as torch's own losses do."""
+    """The arithmetic is that of outside the region; a half input gives a float32 loss, as torch's own losses do."""
     x, labels, loss = embeddings(33, 16, dtype=dtype), unbalanced_labels(33), getattr(losses, name)(backend=backend)
     outside, (grad,) = value_and_grads(lambda x: loss(x, labels), x)
     with torch.autocast("cpu", torch.bfloat16, enabled=enabled):

@@ -45,7 +45,9 @@ def test_values_and_indices(backend, with_ref):
     torch.testing.assert_close(torch.stack(found[:4]).double(), values, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("distance", [distances.CosineSimilarity(), distances.SNRDistance(), distances.LpDistance(p=1)], ids=str)
+@pytest.mark.parametrize(
+    "distance", [distances.CosineSimilarity(), distances.SNRDistance(), distances.LpDistance(p=1)], ids=str
+)
 @pytest.mark.parametrize("backend", QUICK_BACKENDS)
 def test_distances(backend, distance):
     x, labels = embeddings(30), unbalanced_labels(30)

@@ -20,7 +20,13 @@ LOOPS = 33
 DENSE_BUDGET = 1e-9
 
 # Rows, features and layout of the labels. The C++ kernels work on chunks of 512 columns and on lanes of 64.
-SMALL = [(1, 3, "one_class"), (2, 3, "one_class"), (2, 3, "all_different"), (7, 3, "unbalanced"), (33, 64, "unbalanced")]
+SMALL = [
+    (1, 3, "one_class"),
+    (2, 3, "one_class"),
+    (2, 3, "all_different"),
+    (7, 3, "unbalanced"),
+    (33, 64, "unbalanced"),
+]
 LARGE = [(130, 64, "pairs"), (257, 64, "unbalanced"), (511, 16, "halves"), (512, 16, "unbalanced"), (513, 16, "halves")]
 LARGER = (1030, 64, "unbalanced")
 # Rows, columns and features with a reference set.
@@ -66,9 +72,7 @@ def plain_reference(name, rows, columns, dim, dtype):
     if dtype == torch.float64 or columns < 5:
         return None, (None, None)
     x, labels, ref, ref_labels = batch_and_reference(rows, columns, dim, dtype)
-    return value_and_grads(
-        lambda x, ref: dense_reference(name, x, labels, ref, ref_labels), x.float(), ref.float()
-    )
+    return value_and_grads(lambda x, ref: dense_reference(name, x, labels, ref, ref_labels), x.float(), ref.float())
 
 
 def assert_reference(actual, name, rows, columns, dim, dtype):

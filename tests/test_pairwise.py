@@ -149,7 +149,11 @@ def test_autocast_leaves_the_arithmetic_alone(metric):
 @pytest.mark.parametrize(
     "arguments, error, message",
     [
-        ((torch.ones(3, 2), None, "manhattan"), ValueError, "metric: expected one of .*euclidean.* or a distance, got 'manhattan'"),
+        (
+            (torch.ones(3, 2), None, "manhattan"),
+            ValueError,
+            "metric: expected one of .*euclidean.* or a distance, got 'manhattan'",
+        ),
         ((torch.ones(3, 2), torch.ones(3, 4)), ValueError, r"y: expected shape \(rows, 2\), got \(3, 4\)"),
         ((torch.ones(3),), ValueError, r"x: expected shape \(rows, 3\), got \(3,\)"),
         ((torch.ones(3, 2, dtype=torch.int64),), TypeError, "x: expected a tensor of a floating type, got torch.int64"),

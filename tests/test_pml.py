@@ -37,9 +37,8 @@ def test_default_distance_and_reducer(name):
     assert type(ours.distance).__name__ == type(peer.distance).__name__
     for option in ("normalize_embeddings", "p", "power", "is_inverted"):
         assert getattr(ours.distance, option) == getattr(peer.distance, option)
-    # The peer wraps one reducer for each of two sub-losses.
-    inner = getattr(peer.reducer, "default_reducer", peer.reducer)
-    assert type(ours.reducer).__name__ == type(inner).__name__
+    # The peer wraps its default reducer where it has two sub-losses.
+    assert type(ours.reducer).__name__ == type(peer.get_default_reducer()).__name__
 
 
 def labels_of(size, seed=0):
@@ -66,7 +65,9 @@ def test_reference_set(name, backend, size):
     labels, ref_labels = labels_of(size), labels_of(31, seed=1)
     loss, peer = getattr(losses, name)(backend=backend), getattr(peer_losses, name)()
     actual, expected = (
-        value_and_grads(lambda x, ref, f=f: f(x, labels, None, ref, ref_labels), embeddings(size, 16), embeddings(31, 16, 1))
+        value_and_grads(
+            lambda x, ref, f=f: f(x, labels, None, ref, ref_labels), embeddings(size, 16), embeddings(31, 16, 1)
+        )
         for f in (loss, peer)
     )
     assert_accurate(actual[0], expected[0], within=WITHIN)

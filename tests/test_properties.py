@@ -3,7 +3,7 @@
 import pytest
 import torch
 from accuracy import assert_accurate
-from cases import BACKENDS, LOSSES, QUICK_BACKENDS, WITH_REF, value_and_grads
+from cases import BACKENDS, LOSSES, PARAMS, QUICK_BACKENDS, WITH_REF, value_and_grads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import ORACLES
@@ -23,24 +23,24 @@ def batches(draw, rows=12, dim=6):
     x = torch.randn(size, dim, generator=generator, dtype=torch.float64)
     if size:
         x = x[torch.tensor(draw(st.lists(st.integers(0, size - 1), min_size=size, max_size=size)))]
-        scales = draw(st.lists(st.sampled_from([0.0, 1e-3, 1.0, 30.0]), min_size=size, max_size=size))
+        # Powers of two, so that scaled duplicates are the same point once they are normalised.
+        scales = draw(st.lists(st.sampled_from([0.0, 2.0**-10, 1.0, 32.0]), min_size=size, max_size=size))
         x = x * torch.tensor(scales, dtype=torch.float64)[:, None]
     labels = draw(st.lists(st.integers(-2, draw(st.integers(-2, 6))), min_size=size, max_size=size))
     return x, torch.tensor(labels, dtype=torch.int64)
 
 
 def assert_close(name, backend, dtype, x, labels, ref=None, ref_labels=None):
-    loss = getattr(losses, name)(backend=backend)
-    inputs = x, ref
-    value, grads = value_and_grads(
-        lambda x, ref=None: loss(x, labels, None, ref, ref_labels), *(t if t is None else t.to(dtype) for t in inputs)
-    )
+    # Not the default margins: a zero row is at distance 1 of all others.
+    loss = getattr(losses, name)(**PARAMS[name], backend=backend)
+    inputs = tuple(t if t is None else t.to(dtype) for t in (x, ref))
+    value, grads = value_and_grads(lambda x, ref=None: loss(x, labels, None, ref, ref_labels), *inputs)
     assert value.isfinite() and all(grad.isfinite().all() for grad in grads)
     if not all(t.numel() for t in inputs if t is not None):
         assert value == 0 and not any(grad.any() for grad in grads)
         return
     exact, exact_grads = value_and_grads(
-        lambda x, ref=None: ORACLES[name](x, labels, ref, ref_labels), *(t if t is None else t.to(dtype) for t in inputs)
+        lambda x, ref=None: ORACLES[name](x, labels, ref, ref_labels, **PARAMS[name]), *inputs
     )
     rtol = {torch.float64: 1e-9, torch.float32: 1e-3}[dtype]
     torch.testing.assert_close(value.double(), exact.double(), rtol=rtol, atol=rtol)

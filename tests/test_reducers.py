@@ -146,7 +146,7 @@ def test_a_reducer_of_the_peer_is_ours(name, kind):
     given, own = (getattr(losses, name)(reducer=make()) for make in (PEERS[kind], OURS[kind]))
     assert type(given.reducer) is type(own.reducer)
     assert not given.reducer.needs_each
-    actual, expected = (value_and_grads(lambda x: loss(x, labels), x) for loss in (given, own))
+    actual, expected = (value_and_grads(lambda x, loss=loss: loss(x, labels), x) for loss in (given, own))
     assert torch.equal(actual[0], expected[0]) and torch.equal(actual[1][0], expected[1][0])
 
 
@@ -194,7 +194,9 @@ def test_the_losses_themselves(name, with_tuples, given):
         assert set(actual[part]) >= {"losses", "indices", "reduction_type"}
         assert actual[part]["reduction_type"] == info["reduction_type"]
         torch.testing.assert_close(actual[part]["losses"], info["losses"].flatten(), rtol=1e-8, atol=1e-12)
-        got, want = (torch.stack(tuple(i)) if isinstance(i, tuple) else i for i in (actual[part]["indices"], info["indices"]))
+        got, want = (
+            torch.stack(tuple(i)) if isinstance(i, tuple) else i for i in (actual[part]["indices"], info["indices"])
+        )
         assert torch.equal(got, want)
         assert actual[part]["losses"].requires_grad
 
@@ -238,7 +240,7 @@ def test_an_aggregation_of_the_user(name, kind):
     labels, x = unbalanced_labels(SIZE), embeddings(SIZE, 8)
     loss = getattr(losses, name)(reducer=kind(aggregation_func=softmax_weighted))
     peer = getattr(peer_losses, name)(reducer=peer_reducers.PerAnchorReducer(aggregation_func=softmax_weighted))
-    actual, expected = (value_and_grads(lambda x: f(x, labels), x) for f in (loss, peer))
+    actual, expected = (value_and_grads(lambda x, f=f: f(x, labels), x) for f in (loss, peer))
     assert_accurate(actual[0], expected[0], within=1e-9)
     assert_accurate(actual[1][0], expected[1][0], within=1e-8)
 
@@ -271,8 +273,16 @@ def test_class_weights_follow_the_module():
     "build, error, message",
     [
         (reducers.ThresholdReducer, ValueError, "low, high: expected at least one bound"),
-        (lambda: reducers.PerAnchorReducer(reducers.DoNothingReducer()), ValueError, "reducer: .* got DoNothingReducer"),
-        (lambda: losses.SupConLoss(reducer="mean"), TypeError, "reducer: expected an object of metric_kernels.reducers"),
+        (
+            lambda: reducers.PerAnchorReducer(reducers.DoNothingReducer()),
+            ValueError,
+            "reducer: .* got DoNothingReducer",
+        ),
+        (
+            lambda: losses.SupConLoss(reducer="mean"),
+            TypeError,
+            "reducer: expected an object of metric_kernels.reducers",
+        ),
         (lambda: losses.SupConLoss(reducer=3), TypeError, "reducer: expected an object of metric_kernels.reducers"),
     ],
     ids=["no_bound", "per_anchor", "string", "number"],

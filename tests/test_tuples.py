@@ -82,7 +82,9 @@ def test_n_pairs_needs_labels():
         losses.NPairsLoss()(embeddings(4), None, listed_pairs(torch.tensor([0, 0, 1, 1])))
 
 
-@pytest.mark.parametrize("kind", [list, torch.tensor, lambda i: torch.tensor(i, dtype=torch.int32)], ids=["list", "int64", "int32"])
+@pytest.mark.parametrize(
+    "kind", [list, torch.tensor, lambda i: torch.tensor(i, dtype=torch.int32)], ids=["list", "int64", "int32"]
+)
 def test_kinds_of_indices(kind):
     indices = [0, 0, 3], [1, 2, 4], [0, 3, 1], [5, 5, 4]
     x = embeddings(6)

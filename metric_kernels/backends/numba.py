@@ -13,7 +13,6 @@ import itertools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,9 +20,6 @@ from torch import Tensor
 
 from metric_kernels.language import Formula, Op
 from metric_kernels.tile import Side, StageByStage, Tile
-
-if TYPE_CHECKING:
-    from metric_kernels.backends.numba_kernels import Kernel
 
 _DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
 # Entries of a tile that are worth a thread, and that a thread takes at a time.
@@ -36,10 +32,10 @@ class NumbaBackend(StageByStage):
 
     def unusable(self) -> str | None:
         try:
-            import numba  # noqa: F401
+            import numba
         except ImportError as error:
             return f"numba cannot be imported ({error})"
-        return None
+        return "NUMBA_DISABLE_JIT is set" if numba.config.DISABLE_JIT else None
 
     def supports(self, formula: Formula, metric: type, device: str, dtype: torch.dtype) -> str | None:
         if device != "cpu":
@@ -49,18 +45,15 @@ class NumbaBackend(StageByStage):
         return self.unusable() or _kernels().reason_against(formula, _DTYPES[dtype])
 
     def stage_stats(self, op: Op, stage: int, tile: Tile, rows: Tensor, cols: Tensor, out: Tensor, index: Tensor):
-        kernel = _kernels().stats(op.formula, stage, op.metric, _DTYPES[tile.s.dtype])
-        _run(kernel, op, tile, row_values=rows, col_values=cols, out=out, index=index)
+        _run(op, tile, ("stats", stage), row_values=rows, col_values=cols, out=out, index=index)
 
     def weights(self, op: Op, tile: Tile, rows: Side, cols: Side, both: bool, norm_grad: Tensor | None):
-        kernel = _kernels().weights(op.formula, op.metric, both, norm_grad is not None, _DTYPES[tile.s.dtype])
-        _run(kernel, op, tile, **_sides(rows, cols), out=norm_grad)
+        _run(op, tile, ("weights", both, norm_grad is not None), **_sides(rows, cols), out=norm_grad)
 
     def input_grads(self, op: Op, stage: int, tile: Tile, rows: Side, cols: Side, swapped: bool) -> Tensor:
         current = op.formula.stages[stage]
         out = tile.s.new_empty(len(current.cols if swapped else current.rows), len(tile.s))
-        kernel = _kernels().input_grads(op.formula, stage, op.metric, swapped, _DTYPES[tile.s.dtype])
-        _run(kernel, op, tile, **_sides(rows, cols), out=out)
+        _run(op, tile, ("input_grads", stage, swapped), **_sides(rows, cols), out=out)
         return out
 
 
@@ -76,15 +69,16 @@ def _sides(rows: Side, cols: Side) -> dict[str, Tensor]:
     return {f"{side}_{array}": getattr(points, array) for side, points in named for array in Side._fields}
 
 
-def _run(kernel: Kernel, op: Op, tile: Tile, **arrays: Tensor | None) -> None:
+def _run(op: Op, tile: Tile, what: tuple, **arrays: Tensor | None) -> None:
     """Calls a kernel on the rows of a tile, in as many threads as torch would use."""
-    rows, columns = tile.s.shape
+    kernel = _kernels().kernel(op.formula, op.metric, _DTYPES[tile.s.dtype], *what)
+    columns = tile.s.shape[1]
     threads = 1 if _forked else max(1, min(torch.get_num_threads(), tile.s.numel() // _SHARE))
-    numbers = torch.tensor([[tile.eps, *itertools.chain.from_iterable(op.params)]], dtype=tile.s.dtype)
-    scratch = tile.s.new_empty(threads * kernel.buffers, columns)
-    found = torch.empty(threads, columns, dtype=torch.int32)
-    arrays.update(s=tile.s, labels=tile.labels, ref_labels=tile.ref_labels, row_norms=tile.p, col_norms=tile.q)
-    arrays.update(numbers=numbers, scratch=scratch, found=found)
+    arrays.update(s=tile.s, row_norms=tile.p, col_norms=tile.q)
+    arrays.update(labels=tile.labels.contiguous(), ref_labels=tile.ref_labels.contiguous())
+    arrays["numbers"] = torch.tensor([tile.eps, *itertools.chain.from_iterable(op.params)], dtype=tile.s.dtype)
+    arrays["scratch"] = tile.s.new_empty(threads * kernel.buffers, columns)
+    arrays["found"] = torch.empty(threads, columns, dtype=torch.int32)
     entries = {name: _entry(array) for name, array in arrays.items() if array is not None}
     entries["tile"] = tile.row, tile.diagonal, max(1, _SHARE // max(1, columns))
     table = np.array([entries.get(name, (0, 0, 0)) for name in _kernels().TABLE], np.int64)
@@ -92,9 +86,9 @@ def _run(kernel: Kernel, op: Op, tile: Tile, **arrays: Tensor | None) -> None:
 
 
 def _entry(array: Tensor) -> tuple[int, int, int]:
-    if array.ndim == 1:
-        return array.data_ptr(), 1, len(array)
-    return array.data_ptr(), len(array), array.stride(0)
+    rows, *columns = array.shape
+    assert array.stride(-1) == 1 or array.shape[-1] < 2
+    return (array.data_ptr(), rows, array.stride(0)) if columns else (array.data_ptr(), 1, rows)
 
 
 def _call(function: object, table: int, threads: int) -> None:

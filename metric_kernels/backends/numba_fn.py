@@ -28,8 +28,8 @@ __all__ = [
     "within",
 ]
 
-# Never nnan or ninf, since a NaN must pass, nor reassoc, since the exponential relies on the order of its operations. A call
-# that is not inlined keeps a loop from being vectorised.
+# Never nnan or ninf, since a NaN must pass, nor reassoc, since the exponential relies on the order of its operations.
+# A call that is not inlined keeps a loop from being vectorised.
 OPTIONS = {"error_model": "numpy", "fastmath": {"contract"}, "forceinline": True}
 OPTIONS.update(no_cpython_wrapper=True, no_cfunc_wrapper=True)
 

@@ -1,8 +1,16 @@
 """Row kernels, printed as Python for one formula and metric, and compiled by Numba for one float type.
 
 A thread works on one row at a time. Nearly all columns are negatives, so a formula for negatives is evaluated on the
-whole row without a branch, and then corrected at the columns of the anchor's own label. These are found first, and for
-positives what a formula reads is gathered from them.
+whole row without a branch, and then corrected at the columns of the anchor's own label, which were found before:
+
+    for j in range(t.shape[0]):
+        t[j] = pair0(value(s[i, j], zero, zero, eps), sign_0, temperature_0)[0]
+    for c in range(excluded):
+        t[here[c]] = lse_of_none
+    out[0, i] = lse(t)
+
+For positives, what a formula reads is gathered from these columns. Nothing is kept on disk: Numba's cache does not see a
+change in a function that a cached one calls.
 """
 
 from __future__ import annotations
@@ -23,8 +31,8 @@ from metric_kernels.backends import numba_fn
 from metric_kernels.backends.numba_fn import OPTIONS, typed
 from metric_kernels.language import Formula, bind
 
-# Nothing is contracted outside of the vocabulary: the weight of a pair takes its logit from the log-sum-exp of the row, where
-# the same logit went in, and both must have been rounded alike.
+# Nothing is contracted outside of the vocabulary: the weight of a pair is the exponential of its logit less a
+# log-sum-exp, where the error of the logit cancels if the same rounded number went in.
 _EXACT = {**OPTIONS, "fastmath": False}
 _jit = numba.njit(**_EXACT)
 _jit_sum = numba.njit(**{**OPTIONS, "fastmath": {"contract", "reassoc", "nsz"}})
@@ -332,9 +340,11 @@ def _compiled(function: Callable, dtype: type) -> Callable:
     return _jit(typed(bind(function, numba_fn), dtype))
 
 
-def _kernel(printer: _Printer, body: Iterator[str], dtype: type) -> Kernel:
-    formula, metric = printer.formula, printer.metric
-    parts = {"body": list(body)}
+@functools.cache
+def kernel(formula: Formula, metric: type, dtype: type, what: str, *arguments: object) -> Kernel:
+    """``what(*arguments)`` is a method of the printer: ``stats``, ``input_grads`` or ``weights``."""
+    printer = _Printer(formula, metric)
+    parts = {"body": list(getattr(printer, what)(*arguments))}
     numbers = ["eps", *itertools.chain.from_iterable(printer.params)]
     parts["numbers"] = [f"{name} = numbers[0, {k}]" for k, name in enumerate(numbers)]
     size = len(printer.buffers)
@@ -360,28 +370,10 @@ def _kernel(printer: _Printer, body: Iterator[str], dtype: type) -> Kernel:
         functions = {name: getattr(stage, name) for name in ("pair", "dpair", "drow", "dcol")}
         scope.update({f"{name}{number}": _compiled(f, dtype) for name, f in functions.items() if f is not None})
     # Numba quotes the lines that it cannot compile.
-    where = f"<kernel of {formula.key} on {metric.__name__}, {id(body)}>"
+    where = f"<{what}{arguments} of {formula.key} on {metric.__name__} in {dtype.__name__}>"
     linecache.cache[where] = (len(source), None, source.splitlines(keepends=True), where)
     exec(compile(source, where, "exec"), scope)
     return Kernel(numba.cfunc(types.void(types.voidptr), **_EXACT)(scope["kernel"]), size)
-
-
-@functools.cache
-def stats(formula: Formula, stage: int, metric: type, dtype: type) -> Kernel:
-    printer = _Printer(formula, metric)
-    return _kernel(printer, printer.stats(stage), dtype)
-
-
-@functools.cache
-def input_grads(formula: Formula, stage: int, metric: type, swapped: bool, dtype: type) -> Kernel:
-    printer = _Printer(formula, metric)
-    return _kernel(printer, printer.input_grads(stage, swapped), dtype)
-
-
-@functools.cache
-def weights(formula: Formula, metric: type, both: bool, norms: bool, dtype: type) -> Kernel:
-    printer = _Printer(formula, metric)
-    return _kernel(printer, printer.weights(both, norms), dtype)
 
 
 def reason_against(formula: Formula, dtype: type) -> str | None:

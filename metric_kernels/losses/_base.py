@@ -170,7 +170,7 @@ class PairLoss(nn.Module):
         present = self._present(values)
         if self.row is not None:
             losses = self._rows(values.unbind(0))
-            found = {"loss": (losses, torch.arange(len(batch.x), device=batch.x.device), "element")}
+            found = {"loss": (losses, batch.rows(), "element")}
         else:
             found = {
                 name: (t, tuple(p), "pos_pair" if p is pairs[0] else "neg_pair")
@@ -253,10 +253,10 @@ class _Batch:
 
     def __init__(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
         self.x = _checked_embeddings("embeddings", embeddings)
-        self.pairs = None if indices_tuple is None else tuples.listed(indices_tuple, embeddings.device)
         self.labels = _checked_labels("labels", labels, embeddings, "embeddings")
         self.y, self.ref_labels, self.exclude_self = self.x, self.labels, True
         self.targets = self.labels
+        self.anchors = None
         self.same = ref_emb is None or (ref_emb is embeddings and ref_labels is labels)
         if ref_emb is None:
             if ref_labels is not None and ref_labels is not labels:
@@ -276,6 +276,9 @@ class _Batch:
                 self.ref_labels = _checked_labels("ref_labels", ref_labels, ref_emb, "ref_emb")
             elif len(ref_emb) != len(embeddings):
                 raise ValueError(f"ref_labels: expected shape ({len(ref_emb)},), got {tuple(labels.shape)}")
+        self.pairs = None
+        if indices_tuple is not None:
+            self.pairs = tuples.listed(indices_tuple, len(self.x), len(self.y), embeddings.device)
         if self.pairs is None and (self.labels is None or self.ref_labels is None):
             raise ValueError("labels, ref_labels: expected both, or an indices_tuple, got None")
 
@@ -284,9 +287,14 @@ class _Batch:
         batch = copy.copy(self)
         batch.x, batch.y, batch.pairs = self.x.index_select(0, anchors), self.x.index_select(0, positives), None
         batch.same = batch.exclude_self = False
+        batch.anchors = anchors
         batch.labels = self.labels[anchors]
         batch.targets = batch.ref_labels = torch.arange(len(anchors), device=self.x.device)
         return batch
+
+    def rows(self) -> Tensor:
+        """The index in the batch of each row of x."""
+        return torch.arange(len(self.x), device=self.x.device) if self.anchors is None else self.anchors
 
     @property
     def result_type(self) -> torch.dtype:

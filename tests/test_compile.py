@@ -1,0 +1,212 @@
+"""torch.compile, and the operators it sees: schemas, fakes, gradients."""
+
+import pytest
+import torch
+from accuracy import assert_accurate
+from cases import LOSSES, PARAMS, WITH_REF, embeddings, unbalanced_labels, value_and_grads
+
+from metric_kernels import distances, losses, reducers, row_extremes, use_workspace
+from metric_kernels.extremes import FORMULA
+from metric_kernels.language import Op
+from metric_kernels.metrics import METRICS, Dot, Euclidean
+
+# The number of classes with two samples depends on the data.
+ONE_GRAPH = [name for name in LOSSES if name != "NPairsLoss"]
+
+
+@pytest.fixture(autouse=True)
+def _reset():
+    torch._dynamo.reset()
+
+
+def compiled(loss, **options):
+    return torch.compile(loss, **{"fullgraph": True, "backend": "aot_eager", **options})
+
+
+def assert_same(actual, expected):
+    assert actual[0].dtype == expected[0].dtype
+    assert_accurate(actual[0], expected[0])
+    for grad, expected_grad in zip(actual[1], expected[1], strict=True):
+        assert_accurate(grad, expected_grad)
+
+
+@pytest.mark.parametrize("name", ONE_GRAPH)
+def test_one_graph(name):
+    x, labels, loss = embeddings(20), unbalanced_labels(20), getattr(losses, name)(**PARAMS[name])
+    function = compiled(loss)
+    assert_same(value_and_grads(lambda x: function(x, labels), x), value_and_grads(lambda x: loss(x, labels), x))
+
+
+@pytest.mark.parametrize("name", [name for name in WITH_REF if name in ONE_GRAPH])
+def test_one_graph_with_a_reference_set(name):
+    x, ref, labels, ref_labels = embeddings(20), embeddings(13, seed=1), unbalanced_labels(20), unbalanced_labels(13)
+    loss = getattr(losses, name)()
+    function = compiled(loss)
+    assert_same(
+        value_and_grads(lambda x, ref: function(x, labels, None, ref, ref_labels), x, ref),
+        value_and_grads(lambda x, ref: loss(x, labels, None, ref, ref_labels), x, ref),
+    )
+
+
+def test_n_pairs_with_a_break():
+    x, labels, loss = embeddings(20), unbalanced_labels(20), losses.NPairsLoss()
+    function = compiled(loss, fullgraph=False)
+    assert_same(value_and_grads(lambda x: function(x, labels), x), value_and_grads(lambda x: loss(x, labels), x))
+
+
+@pytest.mark.parametrize("name", ["LiftedStructureLoss", "MultiSimilarityLoss"])
+def test_inductor(name):
+    """A layer before it and a scaled sum after it, in one graph, in float32."""
+    layer = torch.nn.Linear(8, 6)
+    loss = getattr(losses, name)()
+    x, labels = embeddings(20, 8, dtype=torch.float32), unbalanced_labels(20)
+
+    def step(x):
+        return 3.0 * loss(layer(x).relu(), labels) + x.square().mean()
+
+    actual = value_and_grads(torch.compile(step, fullgraph=True), x)
+    expected = value_and_grads(step, x)
+    torch.testing.assert_close(actual[0], expected[0], rtol=1e-5, atol=0)
+    torch.testing.assert_close(actual[1][0], expected[1][0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_half_precision_and_autocast(dtype):
+    x, labels, loss = embeddings(20, 16, dtype=dtype), unbalanced_labels(20), losses.NTXentLoss()
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = value_and_grads(lambda x: compiled(loss)(x, labels), x)
+        expected = value_and_grads(lambda x: loss(x, labels), x)
+    assert actual[0].dtype == expected[0].dtype == torch.float32 and actual[1][0].dtype == dtype
+    torch.testing.assert_close(actual[0], expected[0], rtol=1e-6, atol=0)
+    torch.testing.assert_close(actual[1][0], expected[1][0], rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"distance": distances.LpDistance(normalize_embeddings=False)},
+        {"distance": distances.SNRDistance()},
+        {"distance": distances.LpDistance(p=1)},
+        {"reducer": reducers.ThresholdReducer(low=0.1, high=3.0)},
+        {"reducer": reducers.PerAnchorReducer()},
+        {"backend": "reference"},
+    ],
+    ids=["euclidean", "snr", "manhattan", "threshold", "per_anchor", "reference"],
+)
+def test_options(options):
+    x, labels, loss = embeddings(20), unbalanced_labels(20), losses.ContrastiveLoss(**options)
+    function = compiled(loss)
+    assert_same(value_and_grads(lambda x: function(x, labels), x), value_and_grads(lambda x: loss(x, labels), x))
+
+
+def test_sizes_may_change():
+    loss = losses.SupConLoss()
+    function = compiled(loss, dynamic=True)
+    for size in (8, 21, 30):
+        x, labels = embeddings(size), unbalanced_labels(size)
+        actual, expected = (value_and_grads(lambda x, f=f, y=labels: f(x, y), x) for f in (function, loss))
+        assert_same(actual, expected)
+
+
+def test_a_parameter_may_change():
+    loss, x, labels = losses.SupConLoss(temperature=0.1), embeddings(20), unbalanced_labels(20)
+    function = compiled(loss)
+    for temperature in (0.1, 0.5, 0.7):
+        loss.temperature = temperature
+        assert_accurate(function(x, labels), loss(x, labels))
+
+
+def test_without_gradients():
+    loss, x, labels = losses.CircleLoss(), embeddings(20), unbalanced_labels(20)
+    with torch.no_grad():
+        value = compiled(loss)(x, labels)
+    assert not value.requires_grad
+    assert_accurate(value, loss(x, labels))
+
+
+def test_row_extremes():
+    x, labels = embeddings(20), unbalanced_labels(20)
+
+    def hardest(x):
+        found = row_extremes(x, labels)
+        kept = found.indices[0] >= 0
+        return torch.where(kept, found.largest_positive - found.smallest_negative + 1, 0).relu().sum()
+
+    assert_same(value_and_grads(compiled(hardest), x), value_and_grads(hardest, x))
+
+
+def op_arguments(name, x, y, labels, ref_labels, metric=Dot, given=False, backend=""):
+    """Arguments of the operator, as torch.compile would pass them."""
+    if name == "row_extremes":
+        formula, params = FORMULA, ((),)
+    else:
+        loss = getattr(losses, name)()
+        formula, params = loss.formula, loss._params()
+    op = Op(formula, metric, params)
+    flat = [p for stage in op.params for p in stage]
+    return x, y, labels, ref_labels, formula.key, metric.__name__, flat, metric is Dot, y is None, given, backend
+
+
+SAMPLES = {
+    "one_stage": ("MultiSimilarityLoss", Dot, False, False, torch.float32),
+    "one_stage_reference": ("CircleLoss", Dot, True, False, torch.float64),
+    "two_stages": ("NTXentLoss", Euclidean, False, False, torch.float32),
+    "two_sided": ("LiftedStructureLoss", Euclidean, False, False, torch.float64),
+    "two_sided_reference": ("LiftedStructureLoss", Euclidean, True, False, torch.float32),
+    "extremes": ("row_extremes", Euclidean, False, False, torch.float32),
+    "given_matrix": ("SupConLoss", Dot, False, True, torch.float32),
+    "half": ("SupConLoss", Dot, False, False, torch.bfloat16),
+}
+
+
+def sample(name, metric, with_ref, given, dtype):
+    labels = torch.tensor([0, 0, 1, 1, 2])
+    ref = embeddings(4, 3, seed=1, dtype=dtype).requires_grad_() if with_ref else None
+    x = embeddings(5, 5 if given else 3, dtype=dtype).requires_grad_()
+    ref_labels = torch.tensor([0, 1, 1, 3]) if with_ref else labels
+    return op_arguments(name, x, ref, labels, ref_labels, metric, given)
+
+
+@pytest.mark.parametrize("case", SAMPLES)
+def test_opcheck(case):
+    arguments = sample(*SAMPLES[case])
+    torch.library.opcheck(torch.ops.metric_kernels.row_stats.default, arguments)
+
+
+@pytest.mark.parametrize("case", SAMPLES)
+def test_opcheck_of_the_backward(case):
+    x, y, *others = sample(*SAMPLES[case])
+    values, index = torch.ops.metric_kernels.row_stats(x, y, *others)
+    grads = torch.where(values.isfinite(), torch.randn_like(values), 0).detach()
+    x, y = x.detach(), None if y is None else y.detach()
+    arguments = (grads, values.detach(), index, x, y, *others, True, y is not None)
+    # Its gradient is not defined: a second derivative raises.
+    tests = ("test_schema", "test_faketensor")
+    torch.library.opcheck(torch.ops.metric_kernels.row_stats_backward.default, arguments, test_utils=tests)
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda m: m.__name__)
+def test_the_operator_has_the_gradient_of_the_loss(metric):
+    x, labels = embeddings(7, 3).requires_grad_(), torch.tensor([0, 0, 1, 1, 1, 2, 2])
+    with use_workspace(0):
+        values, _ = torch.ops.metric_kernels.row_stats(*op_arguments("SupConLoss", x, None, labels, labels, metric))
+    assert torch.autograd.gradcheck(
+        lambda x: torch.ops.metric_kernels.row_stats(*op_arguments("SupConLoss", x, None, labels, labels, metric))[0], x
+    )
+    assert values.shape == (4, 7)
+
+
+def test_fake_shapes():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        x, y = torch.empty(6, 3, dtype=torch.bfloat16), torch.empty(4, 3)
+        labels, ref_labels = torch.empty(6, dtype=torch.int64), torch.empty(4, dtype=torch.int64)
+        arguments = op_arguments("NTXentLoss", x, y, labels, ref_labels)
+        values, index = torch.ops.metric_kernels.row_stats(*arguments)
+        assert (values.shape, values.dtype) == ((3, 6), torch.float32)
+        assert (index.shape, index.dtype) == ((0, 6), torch.int64)
+        _, index = torch.ops.metric_kernels.row_stats(*op_arguments("row_extremes", x, y, labels, ref_labels))
+        assert index.shape == (4, 6)
+        gx, gy = torch.ops.metric_kernels.row_stats_backward(values, values, index, *arguments, True, False)
+        assert (gx.shape, gx.dtype) == ((6, 3), torch.bfloat16) and gy.numel() == 0

@@ -152,10 +152,26 @@ class Sweep:
 
     def mirrored(self) -> Sweep:
         """The sweep over the transposed matrix."""
-        if self.x is self.y:
+        if self.x is self.y and not self.x.given:
             return self
         kept = self.kept.t().contiguous() if self.x.given else None
         return Sweep(self.problem.mirrored(), self.y, self.x, kept, filled=self.x.given)
+
+
+def no_autocast(device: str):
+    """The arithmetic type is ours to choose; an autocast region would turn the products into half precision."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else _NOTHING
+
+
+class _Nothing:
+    def __enter__(self):
+        return None
+
+    def __exit__(self, *_):
+        return None
+
+
+_NOTHING = _Nothing()
 
 
 def fits(n: int, m: int, dtype: torch.dtype) -> bool:
@@ -243,9 +259,9 @@ def backward(
     if any(stage.drow or stage.dcol for stage in op.formula.stages):
         _add_input_grads(sweep, mine, other)
     both = same or op.formula.two_sided
-    if x.given:
+    if x.given:  # the two directions of a pair are two entries of the matrix
         for at, tile in sweep:
-            problem.backend.weights(op, tile, mine.at(at), other, both, None)
+            problem.backend.weights(op, tile, mine.at(at), other, both and not same, None)
         return kept.to(dtypes[0]), None
     free = op.metric.norms and (not problem.normalize or op.metric.centred)
     gx = torch.empty_like(x.z) if wanted[0] else None

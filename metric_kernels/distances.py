@@ -107,7 +107,8 @@ class DotProductSimilarity(Distance):
 
     def matrix(self, x, y):
         if self.metric is None:
-            return (self.normalized(x) @ self.normalized(y).t()) ** self.power
+            mat = gram_matrix(self.normalized(x), None if y is x else self.normalized(y), metrics.Dot, False)
+            return mat**self.power
         return gram_matrix(x, None if y is x else y, metrics.Dot, self.normalize_embeddings)
 
     def rowwise(self, x, y):

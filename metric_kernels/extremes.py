@@ -75,5 +75,5 @@ def row_extremes(
     labels = labels.to(torch.int64)
     ref_labels = labels if ref_labels is None else ref_labels.to(torch.int64)
     op = Op(FORMULA, metric, ((),))
-    values, index = row_stats(Call(op, x, y, labels, ref_labels, normalize, ref_emb is None, given, backend))
+    values, index = row_stats(Call(op, x, y, labels, ref_labels, normalize, ref_emb is None, given, ref_emb is None, backend))
     return RowExtremes(*(v.to(embeddings.dtype) for v in values), index)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from metric_kernels.core import NOISE, Points, arithmetic
+from metric_kernels.core import NOISE, Points, arithmetic, no_autocast
 from metric_kernels.metrics import Metric
 from metric_kernels.once import once
 
@@ -13,22 +13,23 @@ from metric_kernels.once import once
 class _GramMatrix(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, y: Tensor | None, metric: type[Metric], normalize: bool) -> Tensor:
-        dtype = arithmetic(x.dtype)
+        dtype = arithmetic(x.dtype if y is None else torch.promote_types(x.dtype, y.dtype))
         rows = Points(x, metric, normalize, dtype)
         cols = rows if y is None else Points(y, metric, normalize, dtype)
-        s = torch.mm(rows.z, cols.z.t())
+        with no_autocast(x.device.type):
+            s = torch.mm(rows.z, cols.z.t())
         ctx.points, ctx.metric, ctx.free = (rows, cols), metric, metric.norms and (metric.centred or not normalize)
         ctx.dtypes = x.dtype, None if y is None else y.dtype
         ctx.save_for_backward(x, y, s)
         v = metric.value(s, *_norms(rows, cols), NOISE * torch.finfo(dtype).eps)
         if y is None and metric.norms:
-            v = v.fill_diagonal_(0.0) if torch.isfinite(rows.squares).all() else v
+            v.diagonal().copy_(rows.squares * 0.0)  # 0, or NaN where the embedding is not finite
         return v.to(x.dtype)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         x, y, s = ctx.saved_tensors
-        with torch.no_grad():
+        with torch.no_grad(), no_autocast(s.device.type):
             gx, gy = _GramMatrix._pulled(ctx, s, grad)
         return once(gx, x, y), once(gy, x, y), None, None
 

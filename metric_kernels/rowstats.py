@@ -24,7 +24,8 @@ _METRICS = {m.__name__: m for m in METRICS}
 class Call(NamedTuple):
     """A request for the statistics of every row of x (N, D) against y (M, D), or against x if y is None.
 
-    ``exclude_self`` removes the pairs (i, i). With ``given``, x is the matrix (N, M) of pair values itself.
+    ``exclude_self`` removes the pairs (i, i). With ``given``, x is the matrix (N, M) of pair values itself,
+    of a batch with itself if ``same``.
     """
 
     op: Op
@@ -35,6 +36,7 @@ class Call(NamedTuple):
     normalize: bool
     exclude_self: bool
     given: bool
+    same: bool
     backend: str | None
 
     @property
@@ -69,7 +71,7 @@ def pair_matrix(distance: Callable, x: Tensor, y: Tensor) -> Tensor:
     """The matrix (N, M) of a distance that is no function of inner products, in the arithmetic type."""
     dtype = core.arithmetic(torch.promote_types(x.dtype, y.dtype))
     same = y is x
-    with _no_autocast(x.device.type):
+    with core.no_autocast(x.device.type):
         x = x.to(dtype)
         return distance.matrix(x, x if same else y.to(dtype))
 
@@ -86,7 +88,8 @@ class _Run:
         self.kept = None
         if call.given:
             self.kept = x.detach().to(dtype).contiguous()
-            self.x, self.y = (core.Points.counted(n, self.kept) for n in x.shape)
+            self.x = core.Points.counted(x.shape[0], self.kept)
+            self.y = self.x if call.same else core.Points.counted(x.shape[1], self.kept)
         else:
             self.x = core.Points(x, op.metric, call.normalize, dtype)
             self.y = self.x if y is None else core.Points(y, op.metric, call.normalize, dtype)
@@ -108,7 +111,7 @@ class _Run:
 class _RowStats(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, y, call):
-        with _no_autocast(x.device.type):
+        with core.no_autocast(x.device.type):
             ctx.run = _Run(call)
             rows, cols = ctx.run.forward(keep=any(ctx.needs_input_grad[:2]))
         ctx.cols = None if cols is rows else cols
@@ -125,7 +128,7 @@ class _RowStats(torch.autograd.Function):
 class _RowLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, y, call, epilogue):
-        with _no_autocast(x.device.type):
+        with core.no_autocast(x.device.type):
             ctx.run = _Run(call)
             rows, cols = ctx.run.forward(keep=any(ctx.needs_input_grad[:2]))
         loss, grads = ctx.run.problem.backend.epilogue(call.op, epilogue, rows.values)
@@ -140,29 +143,14 @@ class _RowLoss(torch.autograd.Function):
 
 def _pulled(ctx, grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
     x, y, values, index, *_ = ctx.saved_tensors
-    with torch.no_grad(), _no_autocast(grads.device.type):
+    with torch.no_grad(), core.no_autocast(grads.device.type):
         gx, gy = ctx.run.backward(core.Statistics(values, index), ctx.cols, grads, ctx.needs_input_grad[:2])
     return once(gx, x, y), once(gy, x, y)
 
 
-def _no_autocast(device: str):
-    """The arithmetic type is ours to choose; an autocast region would turn the products into half precision."""
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else _NOTHING
-
-
-class _Nothing:
-    def __enter__(self):
-        return None
-
-    def __exit__(self, *_):
-        return None
-
-
-_NOTHING = _Nothing()
-
 _ARGUMENTS = (
     "Tensor x, Tensor? y, Tensor labels, Tensor ref_labels, str key, str metric, float[] params, bool normalize, "
-    "bool exclude_self, bool given, str backend"
+    "bool exclude_self, bool given, bool same, str backend"
 )
 _library = torch.library.Library("metric_kernels", "DEF")
 _library.define(f"row_stats({_ARGUMENTS}) -> (Tensor, Tensor)")
@@ -189,14 +177,14 @@ def _called(x, y, labels, ref_labels, key, metric, params, *options) -> Call:
 
 @torch.library.impl(_library, "row_stats", "CompositeExplicitAutograd")
 def _row_stats(x, *options):
-    with _no_autocast(x.device.type):
+    with core.no_autocast(x.device.type):
         return tuple(_Run(_called(x, *options)).forward(keep=False)[0])
 
 
 @torch.library.impl(_library, "row_stats_backward", "CompositeExplicitAutograd")
 def _row_stats_backward(grads, values, index, x, *options):
     *options, want_x, want_y = options
-    with _no_autocast(x.device.type):
+    with core.no_autocast(x.device.type):
         rows = core.Statistics(values, index)
         gx, gy = _Run(_called(x, *options)).backward(rows, None, grads.clone(memory_format=torch.contiguous_format), (want_x, want_y))
     return x.new_empty(0) if gx is None else gx, x.new_empty(0) if gy is None else gy

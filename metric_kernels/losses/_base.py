@@ -148,7 +148,7 @@ class PairLoss(nn.Module):
                 f"got {type(self.distance).__name__}"
             )
         op = Op(self.formula, metric, self._params())
-        return Call(op, x, y, batch.targets, batch.ref_labels, normalize, batch.exclude_self, given, self.backend)
+        return Call(op, x, y, batch.targets, batch.ref_labels, normalize, batch.exclude_self, given, batch.same, self.backend)
 
     def _epilogue(self, reducer: list[reducers.Reducer]) -> Epilogue | None:
         """What a backend needs to reduce by itself, or None if a reducer is not a plain sum or mean."""

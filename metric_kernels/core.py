@@ -9,7 +9,7 @@ When y is x, ``weights`` adds the two directions of a pair at once, so that one 
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -163,15 +163,7 @@ def no_autocast(device: str):
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else _NOTHING
 
 
-class _Nothing:
-    def __enter__(self):
-        return None
-
-    def __exit__(self, *_):
-        return None
-
-
-_NOTHING = _Nothing()
+_NOTHING = nullcontext()
 
 
 def fits(n: int, m: int, dtype: torch.dtype) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from metric_kernels import distances
 from metric_kernels.language import Formula, Op, largest, smallest, stages_of
+from metric_kernels.losses._base import Batch
 from metric_kernels.metrics import Dot
 from metric_kernels.rowstats import Call, pair_matrix, row_stats
 
@@ -53,7 +54,8 @@ def row_extremes(
     Args:
         embeddings: (B, D), any floating type.
         labels: (B,), integer.
-        ref_emb, ref_labels: (R, D) and (R,), the other side; the batch itself, without the pairs (i, i), by default.
+        ref_emb: (R, D), the other side; the batch itself, without the pairs (i, i), by default.
+        ref_labels: (R,), its labels.
         distance: as for a loss; LpDistance() by default.
         backend: as for a loss.
     Returns:
@@ -68,12 +70,12 @@ def row_extremes(
     """
     distance = distances.LpDistance() if distance is None else distances.adopt(distance)
     y = ref_emb
+    batch = Batch(embeddings, labels, None, ref_emb, ref_labels)
+    x, y = batch.x, None if batch.same else batch.y
     metric, normalize, given = distance.metric, distance.normalize_embeddings, distance.metric is None
-    x = embeddings
     if given:
-        x, y, metric, normalize = pair_matrix(distance, x, x if y is None else y), None, Dot, False
-    labels = labels.to(torch.int64)
-    ref_labels = labels if ref_labels is None else ref_labels.to(torch.int64)
+        x, y, metric, normalize = pair_matrix(distance, x, batch.y), None, Dot, False
     op = Op(FORMULA, metric, ((),))
-    values, index = row_stats(Call(op, x, y, labels, ref_labels, normalize, ref_emb is None, given, ref_emb is None, backend))
+    call = Call(op, x, y, batch.labels, batch.ref_labels, normalize, batch.exclude_self, given, batch.same, backend)
+    values, index = row_stats(call)
     return RowExtremes(*(v.to(embeddings.dtype) for v in values), index)

@@ -33,11 +33,12 @@ class Euclidean(Metric):
 
     def value(s, p, q, eps):
         squared = p + q - 2.0 * s
-        return fn.sqrt(fn.where(squared <= eps * (p + q), 0.0, squared))
+        zero = (squared < eps * (p + q)) | (squared <= 0.0)
+        return fn.sqrt(fn.where(zero, 0.0, squared))
 
     def dvalue(s, p, q, eps):
         squared = p + q - 2.0 * s
-        zero = squared <= eps * (p + q)
+        zero = (squared < eps * (p + q)) | (squared <= 0.0)
         slope = fn.where(zero, 0.0, 1.0 / fn.sqrt(fn.where(zero, 1.0, squared)))
         return -slope, 0.5 * slope
 
@@ -59,13 +60,13 @@ class SNR(Metric):
     centred = True
 
     def value(s, p, q, eps):
-        variance = fn.where(p > 0.0, p, 1.0)
-        return fn.where(p > 0.0, fn.relu(p + q - 2.0 * s) / variance, 0.0)
+        variance = fn.where(p <= 0.0, 1.0, p)
+        return fn.where(p <= 0.0, 0.0, fn.relu(p + q - 2.0 * s) / variance)
 
     def dvalue(s, p, q, eps):
-        variance = fn.where(p > 0.0, p, 1.0)
+        variance = fn.where(p <= 0.0, 1.0, p)
         noise = fn.relu(p + q - 2.0 * s) / variance
-        return fn.where(p > 0.0, -2.0 / variance, 0.0), fn.where(p > 0.0, (1.0 - noise) / variance, 0.0)
+        return fn.where(p <= 0.0, 0.0, -2.0 / variance), fn.where(p <= 0.0, 0.0, (1.0 - noise) / variance)
 
 
 METRICS = (Dot, Euclidean, SquaredEuclidean, SNR)

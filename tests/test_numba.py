@@ -326,9 +326,8 @@ def test_kernels_are_those_of_the_reference_backend(case, metric, dtype, same):
             if slope:
                 found, plain = (given.input_grads(name, number, swapped) for name in ("numba", "reference"))
                 assert_rows_accurate(found, plain, exact.input_grads("reference", number, swapped))
-    norms = metric.norms and not same
-    results = [given.weights("numba", same, norms), given.weights("reference", same, norms)]
-    for found, plain, truth in zip(*results, exact.weights("reference", same, norms)):
+    results = [given.weights(name, same, metric.norms) for name in ("numba", "reference")]
+    for found, plain, truth in zip(*results, exact.weights("reference", same, metric.norms)):
         assert_rows_accurate(found, plain, truth)
 
 

@@ -35,6 +35,7 @@ def peak_and_now() -> tuple[int, int]:
 
 
 def main(contender: str, loss: str, backend: str, size: str) -> int:
+    torch.set_num_threads(1)
     module = contenders.build(contender, loss, backend or None)
     measure.step(module, *measure.batch_of(4 * measure.PER_CLASS))
     x, labels = measure.batch_of(int(size))

@@ -16,7 +16,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 from sklearn.manifold import TSNE
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from metric_kernels.demo.contenders import EAGER, OURS, PML
@@ -61,9 +60,7 @@ def embedding_map(path: Path, embeddings: dict[str, Tensor], labels: Tensor, see
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, len(embeddings), figsize=(10, 5.2))
         for ax, (title, x) in zip(axes, embeddings.items(), strict=True):
-            # Hundreds of short parallel loops: a second thread gains little here and loses much on a busy machine.
-            with threadpool_limits(1):
-                flat = TSNE(init="pca", perplexity=30, random_state=seed).fit_transform(F.normalize(x).numpy())
+            flat = TSNE(init="pca", perplexity=30, random_state=seed).fit_transform(F.normalize(x).numpy())
             for colour, digit in zip(CLASSES, labels.unique().tolist(), strict=True):
                 points = flat[(labels == digit).numpy()]
                 ax.scatter(*points.T, s=34, marker=f"${digit}$", color=colour, linewidths=0.3, label=f"digit {digit}")
@@ -108,7 +105,7 @@ def loss_step(path: Path, seconds: dict[int, dict[str, float]], memory: dict[str
         for name, colour in COLOURS.items():
             left.loglog(sizes, [1e3 * seconds[b][name] for b in sizes], "o-", color=colour, label=name)
         _plain_ticks(left, sizes)
-        left.set(title="median time, float32", xlabel="batch size", ylabel="milliseconds (log scale)")
+        left.set(title="median time, float32, one thread", xlabel="batch size", ylabel="milliseconds (log scale)")
         megabytes = [memory[name] / 2**20 for name in COLOURS]
         bars = right.bar([name.split(" (")[0] for name in COLOURS], megabytes, color=list(COLOURS.values()), width=0.6)
         right.bar_label(bars, [f"{m:,.1f}" for m in megabytes], padding=2)

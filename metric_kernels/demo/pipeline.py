@@ -18,6 +18,7 @@ from metric_kernels.demo.contenders import CONTENDERS, OURS, PML
 from metric_kernels.demo.data import Digits, digits
 from metric_kernels.demo.network import network
 from metric_kernels.demo.retrieval import KS, auc, pairs, recall
+from metric_kernels.demo.threads import one_thread
 from metric_kernels.demo.train import Training, difference, train
 
 # Enough to tell another loss from rounding; float64 convolutions are slow.
@@ -28,13 +29,14 @@ PML_LIMIT_S = 10
 SAME = {"float32": 1e-5, "float64": 1e-13}
 
 
+@one_thread()
 def pipeline(loss: str, epochs: int, backend: str | None, out: Path, seed: int, batch_size: int) -> dict:
     """See :func:`metric_kernels.demo.run`."""
     start = time.perf_counter()
     machine = _machine()
     out.mkdir(parents=True, exist_ok=True)
     data = digits(seed)
-    print(f"{loss}, backend {backend or 'automatic'}, seed {seed}, {torch.get_num_threads()} threads")
+    print(f"{loss}, backend {backend or 'automatic'}, seed {seed}, one thread")
 
     ours, curves = _train_both(data, loss, backend, epochs, batch_size, seed)
     embeddings = {
@@ -137,7 +139,7 @@ def summary(results: dict, out: Path) -> str:
         *(_row(dtype, f"{d['first_epoch']:.0e}", f"{d['all_steps']:.0e}", d["steps"]) for dtype, d in apart.items()),
         f"  {verdict}",
         "",
-        f"Loss step (forward, backward), median ms; {step['width']}-d embeddings, {step['per_class']} of each class",
+        f"Loss step (forward, backward), one thread, median ms; {step['width']}-d, {step['per_class']} of each class",
         _row("batch size", *step["milliseconds"]),
         *(_row(c, *(_three_digits(row[c]) for row in step["milliseconds"].values())) for c in CONTENDERS),
         *_busy(results["machine"]),

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -27,18 +25,6 @@ class Training:
     epoch: int
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """The network is so small that a second thread gains little, and loses much where another program uses its core."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@one_thread()
 def train(
     loss: nn.Module,
     digits: Digits,

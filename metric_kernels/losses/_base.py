@@ -35,7 +35,8 @@ class PairLoss(nn.Module):
     Args:
         distance: a distance of :mod:`metric_kernels.distances` or pytorch_metric_learning.distances.
         reducer: likewise.
-        embedding_regularizer: a callable on the embeddings whose value, times ``embedding_reg_weight``, is added.
+        embedding_regularizer: a callable on the embeddings whose value is added.
+        embedding_reg_weight: its weight.
         backend: "native", "triton", "numba" or "reference"; the fastest that can run the call by default.
     """
 
@@ -111,7 +112,7 @@ class PairLoss(nn.Module):
         Raises:
             ValueError, TypeError: an argument of a wrong shape, type or device.
         """
-        batch = _Batch(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        batch = Batch(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         loss = self._loss(batch)
         if isinstance(loss, dict):
             return loss
@@ -120,12 +121,12 @@ class PairLoss(nn.Module):
             loss = loss + self.embedding_reg_weight * self.embedding_regularizer(embeddings)
         return loss
 
-    def _loss(self, batch: _Batch):
+    def _loss(self, batch: Batch):
         if batch.x.numel() == 0 or batch.y.numel() == 0:
             return (batch.x.sum() if batch.same else batch.x.sum() + batch.y.sum()) * 0.0
         return self._evaluate(batch)
 
-    def _evaluate(self, batch: _Batch):
+    def _evaluate(self, batch: Batch):
         reducer = self._reducers()
         if batch.pairs is not None or any(r.needs_each for r in reducer):
             return self._explicit(batch, reducer)
@@ -136,7 +137,7 @@ class PairLoss(nn.Module):
         values, _ = row_stats(call)
         return self._reduce(values, reducer, batch)
 
-    def _call(self, batch: _Batch) -> Call:
+    def _call(self, batch: Batch) -> Call:
         x, y = batch.x, None if batch.same else batch.y
         metric, normalize = self.distance.metric, self.distance.normalize_embeddings
         given = metric is None
@@ -157,7 +158,7 @@ class PairLoss(nn.Module):
         windows = tuple((*r.window, r.plain == "mean") for r in reducer)
         return Epilogue(tuple(float(getattr(self, name)) for name in self.row_params), windows, self.required)
 
-    def _explicit(self, batch: _Batch, reducer: list[reducers.Reducer]):
+    def _explicit(self, batch: Batch, reducer: list[reducers.Reducer]):
         pairs = batch.pairs or tuples.all_pairs(batch.targets, batch.ref_labels, batch.exclude_self)
         if batch.pairs is not None and not self.counts_repetitions:
             pairs = tuple(p.unique(len(batch.y)) for p in pairs)
@@ -186,7 +187,7 @@ class PairLoss(nn.Module):
             return named
         return sum(self._one(r, name, info, batch) for r, (name, info) in zip(reducer, named.items()))
 
-    def _one(self, reducer: reducers.Reducer, name: str, info: dict, batch: _Batch) -> Tensor:
+    def _one(self, reducer: reducers.Reducer, name: str, info: dict, batch: Batch) -> Tensor:
         if not info["losses"].numel():
             return batch.x.sum() * 0.0
         if reducer.needs_each:
@@ -198,7 +199,7 @@ class PairLoss(nn.Module):
         totals = zero.index_add(0, anchors, torch.where(inside, losses, 0.0))
         return reducer.of_pairs(totals, zero.index_add(0, anchors, inside.to(losses.dtype)), batch.labels)
 
-    def _reduce(self, values: tuple[Tensor, ...], reducer: list[reducers.Reducer], batch: _Batch) -> Tensor:
+    def _reduce(self, values: tuple[Tensor, ...], reducer: list[reducers.Reducer], batch: Batch) -> Tensor:
         if self.row is not None:
             loss = reducer[0].of_anchors(self._rows(values), batch.labels)
         else:
@@ -248,7 +249,7 @@ def _no_pair_on_both_sides(positives: tuples.Pairs, negatives: tuples.Pairs, col
         raise ValueError(f"indices_tuple: expected each pair to be positive or negative, got {pair} as both")
 
 
-class _Batch:
+class Batch:
     """The checked arguments of a call."""
 
     def __init__(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
@@ -282,7 +283,7 @@ class _Batch:
         if self.pairs is None and (self.labels is None or self.ref_labels is None):
             raise ValueError("labels, ref_labels: expected both, or an indices_tuple, got None")
 
-    def pairing(self, anchors: Tensor, positives: Tensor) -> _Batch:
+    def pairing(self, anchors: Tensor, positives: Tensor) -> Batch:
         """The batch in which row i of the anchors matches row i of the positives and no other."""
         batch = copy.copy(self)
         batch.x, batch.y, batch.pairs = self.x.index_select(0, anchors), self.x.index_select(0, positives), None

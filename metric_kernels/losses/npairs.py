@@ -31,6 +31,9 @@ class NPairsLoss(PairLoss):
 
     default_distance = DotProductSimilarity
 
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+
     stats = (total("pos"), lse("neg"))
 
     def pair(v, sign):

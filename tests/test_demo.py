@@ -29,9 +29,6 @@ def _one_thread():
         yield
 
 
-# ---- data
-
-
 @pytest.fixture(scope="module")
 def digits():
     return data.digits(seed=0)
@@ -91,9 +88,6 @@ def test_views_show_the_whole_digit_somewhere(digits):
     assert centre.min() < 5 and centre.max() > 10
 
 
-# ---- retrieval
-
-
 def brute_force_recall(x, labels, k):
     hits = []
     for i in range(len(x)):
@@ -134,9 +128,6 @@ def test_pairs_and_auc_against_loops():
     assert auc(torch.tensor([1.0, 1.0]), torch.tensor([1.0, 0.0])) == 0.75
 
 
-# ---- training
-
-
 @pytest.mark.parametrize("loss", contenders.names())
 def test_same_training_as_pml_in_float64(digits, loss):
     few = torch.cat([torch.nonzero(digits.labels == c)[:20, 0] for c in range(6)])
@@ -173,9 +164,6 @@ def test_one_thread_ends_with_the_block():
         assert torch.get_num_threads() == 1
         raise KeyError
     assert torch.get_num_threads() == 2
-
-
-# ---- the command
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ def views(images: Tensor, generator: torch.Generator) -> Tensor:
     shift = (scale - 1) * (2 * torch.rand(2, n, generator=generator) - 1)
     cos, sin = scale * turn.cos(), scale * turn.sin()
     where = torch.stack([cos, -sin, shift[0], sin, cos, shift[1]], dim=1).view(n, 2, 3)
-    grid = F.affine_grid(where, (n, 1, FIELD, FIELD), align_corners=False)
+    grid = F.affine_grid(where, [n, 1, FIELD, FIELD], align_corners=False)
     placed = F.grid_sample(images, grid, align_corners=False)
     return placed + NOISE * torch.randn(placed.shape, generator=generator)
 

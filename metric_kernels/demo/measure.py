@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -38,7 +38,8 @@ def times(losses: dict[str, nn.Module]) -> dict[int, dict[str, float]]:
     A loss over triplets or pairs of pairs costs some peers 16 times the time and memory when the batch doubles. Where
     the growth so far foretells seconds for the next step, that step could also exceed the memory of a laptop.
     """
-    seconds, before = {}, None
+    seconds: dict[int, dict[str, float]] = {}
+    before = None
     bar = tqdm(BATCHES, desc=f"{'time of a loss step':<32}", unit="batch size")
     for size in bar:
         x, labels = batch_of(size)
@@ -54,11 +55,11 @@ def times(losses: dict[str, nn.Module]) -> dict[int, dict[str, float]]:
     return seconds
 
 
-def interleaved_medians(actions: dict[str, Callable[[], None]]) -> dict[str, float]:
+def interleaved_medians(actions: Mapping[str, Callable[[], None]]) -> dict[str, float]:
     """Median seconds of each action. They take turns, so a slow moment of the machine falls on all of them alike."""
     for action in actions.values():  # the first call compiles and starts threads
         action()
-    taken = {name: [] for name in actions}
+    taken: dict[str, list[float]] = {name: [] for name in actions}
     start = time.perf_counter()
     while True:
         for name, action in actions.items():

@@ -27,7 +27,8 @@ def peak_and_now() -> tuple[int, int]:
     """
     if STATUS.exists():
         fields = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
-        return tuple(1024 * int(fields[name].split()[0]) for name in ("VmHWM", "VmRSS"))
+        peak, now = (1024 * int(fields[name].split()[0]) for name in ("VmHWM", "VmRSS"))
+        return peak, now
     import resource  # not on Windows
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

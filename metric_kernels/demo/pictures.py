@@ -25,7 +25,7 @@ from metric_kernels.demo.train import difference
 COLOURS = {OURS: "#0072B2", EAGER: "#E69F00", PML: "#CC3311"}
 POSITIVE, NEGATIVE = "#0072B2", "#E69F00"
 CLASSES = ("#0072B2", "#CC3311", "#009E73", "#7B3294")
-STYLE = {
+STYLE: dict = {
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.spines.top": False,

@@ -48,7 +48,7 @@ def pipeline(loss: str, epochs: int, backend: str | None, out: Path, seed: int, 
     largest = max(seconds)
     memory = measure.peak_memory(CONTENDERS, loss, backend, largest)
 
-    results = {
+    results: dict = {
         "loss": loss,
         "backend": backend,
         "seed": seed,

@@ -42,7 +42,7 @@ def test_recomputed_is_kept(name, backend, with_ref, size):
         pytest.skip("takes no reference set")
     exact = run(name, with_ref, backend="reference")
     with use_workspace(size):
-        assert_same(run(name, with_ref, torch.float32 if backend == "numba" else torch.float64, backend=backend), exact)
+        assert_same(run(name, with_ref, torch.float64, backend=backend), exact)
 
 
 @pytest.mark.parametrize("distance", [LpDistance(normalize_embeddings=False), SNRDistance()], ids=["euclidean", "snr"])

@@ -14,7 +14,8 @@ VALUES = RowExtremes._fields[:4]
 
 def brute_force(matrix, labels, ref_labels, exclude_self):
     """Values and first indices, (4, N) each, by loops over a matrix."""
-    values, indices = [], []
+    values, indices, dtype, matrix = [], [], matrix.dtype, matrix.tolist()
+    labels, ref_labels = labels.tolist(), ref_labels.tolist()
     for largest, positive in ((True, True), (False, True), (True, False), (False, False)):
         rows, columns = [], []
         for i in range(len(labels)):
@@ -22,14 +23,14 @@ def brute_force(matrix, labels, ref_labels, exclude_self):
             for j in range(len(ref_labels)):
                 if (labels[i] == ref_labels[j]) != positive or exclude_self and i == j:
                     continue
-                v = matrix[i, j].item()
+                v = matrix[i][j]
                 if at < 0 or (v > best if largest else v < best):
                     best, at = v, j
             rows.append(best)
             columns.append(at)
         values.append(rows)
         indices.append(columns)
-    return torch.tensor(values, dtype=matrix.dtype), torch.tensor(indices)
+    return torch.tensor(values, dtype=dtype), torch.tensor(indices)
 
 
 @pytest.mark.parametrize("with_ref", [False, True], ids=["self", "reference"])
@@ -82,10 +83,10 @@ def test_gradients(backend, with_ref):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_ties_go_to_the_first_index(backend):
-    x = torch.eye(3)[[0, 0, 1, 1, 2, 2, 0, 1]].repeat(80, 1)
-    labels = torch.arange(640) % 2
-    found = row_extremes(x, labels, distance=distances.LpDistance(), backend=backend)
-    values, indices = brute_force(distances.LpDistance()(x), labels, labels, True)
+    x, ref = torch.eye(3)[[0, 0, 1, 1, 2]], torch.eye(3)[[0, 0, 1, 1, 2, 2, 0, 1]].repeat(140, 1)
+    labels, ref_labels = torch.tensor([0, 1, 0, 1, 2]), torch.arange(len(ref)) % 2
+    found = row_extremes(x, labels, ref, ref_labels, backend=backend)
+    values, indices = brute_force(distances.LpDistance()(x, ref), labels, ref_labels, False)
     assert torch.equal(found.indices, indices)
     torch.testing.assert_close(torch.stack(found[:4]), values)
 

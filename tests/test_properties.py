@@ -79,7 +79,7 @@ def test_numba(name, backend, batch):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", LOSSES)
-@settings(REPEATABLE, max_examples=6)
+@settings(REPEATABLE, max_examples=3)
 @given(size=st.integers(40, 1100), dim=st.integers(8, 40), classes=st.integers(2, 300), seed=st.integers(0, 2**20))
 def test_larger_batch(name, backend, size, dim, classes, seed):
     generator = torch.Generator().manual_seed(seed)

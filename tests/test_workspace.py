@@ -27,10 +27,10 @@ def run(name, with_ref, dtype=torch.float64, **options):
     return value_and_grads(lambda x, ref=None: loss(x, labels, ref_emb=ref, ref_labels=ref_labels), x, ref)
 
 
-def assert_same(actual, expected):
-    assert_accurate(actual[0], expected[0])
+def assert_same(actual, expected, within=None):
+    assert_accurate(actual[0], expected[0].double(), within=within)
     for grad, expected_grad in zip(actual[1], expected[1], strict=True):
-        assert_accurate(grad, expected_grad)
+        assert_accurate(grad, expected_grad.double(), within=within)
 
 
 @pytest.mark.parametrize("size", [0, ROWS * ROWS], ids=["nothing", "a_quarter"])
@@ -40,9 +40,12 @@ def assert_same(actual, expected):
 def test_recomputed_is_kept(name, backend, with_ref, size):
     if with_ref and name not in WITH_REF:
         pytest.skip("takes no reference set")
-    exact = run(name, with_ref, backend="reference")
+    dtype = torch.float32 if backend == "numba" else torch.float64
+    expected = run(name, with_ref, dtype, backend=backend)
     with use_workspace(size):
-        assert_same(run(name, with_ref, torch.float64, backend=backend), exact)
+        actual = run(name, with_ref, dtype, backend=backend)
+    # Products of fewer rows may be rounded differently, and a large exponent magnifies that.
+    assert_same(actual, expected, within=1e-5 if dtype == torch.float32 else None)
 
 
 @pytest.mark.parametrize("distance", [LpDistance(normalize_embeddings=False), SNRDistance()], ids=["euclidean", "snr"])

@@ -257,7 +257,9 @@ def backward(
         return kept.to(dtypes[0]), None
     free = op.metric.norms and (not problem.normalize or op.metric.centred)
     gx = torch.empty_like(x.z) if wanted[0] else None
-    gy = torch.zeros_like(y.z) if wanted[1] and not same else None
+    gy = None
+    if wanted[1] and not same:
+        gy = torch.zeros_like(y.z) if kept is None else torch.empty_like(y.z)
     norm_x = x.z.new_empty(len(x.z)) if free else None
     norm_y = y.z.new_zeros(len(y.z)) if free and gy is not None else None
     for at, tile in sweep:

@@ -1,4 +1,4 @@
-"""The docstrings: their examples run, and they name every argument."""
+"""The docstrings and the README: their examples run, and they name every argument."""
 
 import doctest
 import importlib
@@ -6,8 +6,10 @@ import inspect
 import itertools
 import pkgutil
 import re
+from pathlib import Path
 
 import pytest
+import torch
 
 import metric_kernels
 from metric_kernels import distances, functional, losses, reducers
@@ -24,11 +26,9 @@ ARGUMENT = re.compile(r" {4}(\*{0,2}\w+(?:, \*{0,2}\w+)*):")
 
 def public():
     """Every public class and function, once, with a readable id."""
-    for module in (metric_kernels, losses, distances, reducers, functional):
-        for name in module.__all__:
-            value = getattr(module, name)
-            if inspect.isclass(value) or inspect.isfunction(value):
-                yield pytest.param(value, id=f"{module.__name__}.{name}")
+    modules = (metric_kernels, losses, distances, reducers, functional)
+    values = [(f"{module.__name__}.{name}", getattr(module, name)) for module in modules for name in module.__all__]
+    return [pytest.param(v, id=name) for name, v in values if inspect.isclass(v) or inspect.isfunction(v)]
 
 
 def documented(value):
@@ -94,3 +94,19 @@ def test_the_defaults_of_a_loss_are_documented(cls):
     text = cls.__doc__
     assert f"``distance`` ({cls.default_distance.__name__}" in text
     assert f"``reducer`` ({cls.default_reducer.__name__}" in text
+
+
+def test_the_loss_of_the_readme(tmp_path, monkeypatch):
+    readme = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
+    (source,) = re.findall(r"```python\n(.*?)```", readme, re.S)
+    assert len([line for line in source.splitlines() if line.strip()]) <= 10
+    tmp_path.joinpath("loss_of_the_readme.py").write_text(source, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    cls = importlib.import_module("loss_of_the_readme").BinomialDeviance
+    x, labels = torch.randn(20, 4, dtype=torch.float64), torch.arange(20) % 6
+    cosine = torch.nn.functional.normalize(x) @ torch.nn.functional.normalize(x).T
+    same, softplus = labels[:, None] == labels, torch.nn.functional.softplus
+    positive, negative = same & ~torch.eye(20, dtype=torch.bool), ~same
+    expected = softplus(2 * (0.5 - cosine))[positive].sum() + softplus(50 * (cosine - 0.5))[negative].sum()
+    for backend in ("numba", "reference"):
+        torch.testing.assert_close(cls(backend=backend)(x, labels), expected / 20)

@@ -220,6 +220,19 @@ def test_a_window_for_each_of_two_sub_losses(backend):
     assert_accurate(grad, expected_grad)
 
 
+@pytest.mark.parametrize("kind", ["mean", "avg_non_zero", "low_high", "per_anchor", "class_weighted"])
+def test_a_reducer_of_the_user_beside_one_of_ours(kind):
+    labels, x = unbalanced_labels(SIZE), embeddings(SIZE, 8)
+    ours, _ = build(kind, "ContrastiveLoss")
+
+    def value(**parts):
+        default = reducers.SumReducer()
+        return losses.ContrastiveLoss(reducer=reducers.MultipleReducers(parts, default))(x, labels)
+
+    expected = value(pos_loss=ours) + value(neg_loss=Largest()) - value()
+    torch.testing.assert_close(value(pos_loss=ours, neg_loss=Largest()), expected)
+
+
 @pytest.mark.parametrize("inner", [reducers.SumReducer(), peer_reducers.SumReducer()], ids=["ours", "peer"])
 def test_means_per_anchor_go_to_another_reducer(inner):
     labels, x = unbalanced_labels(SIZE), embeddings(SIZE, 8)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import re
 from typing import Callable
 
 import torch
@@ -17,7 +16,6 @@ from metric_kernels.rowstats import Call, has_epilogue, pair_matrix, row_loss, r
 from metric_kernels.tile import Epilogue
 
 REGISTRY: dict[str, type[PairLoss]] = {}
-_WINDOW = re.compile(r"(low|high)(\d+)$")
 
 
 class PairLoss(nn.Module):
@@ -228,13 +226,17 @@ class PairLoss(nn.Module):
 
     def _params(self, windows: bool = True) -> tuple[tuple[float, ...], ...]:
         """The numbers that the formula asks for by name; without ``windows`` no pair loss is outside of one."""
-        return tuple(tuple(self._param(name, windows) for name in stage.params) for stage in self.formula.stages)
+        known = {}
+        for k, reducer in enumerate(self._reducers()):
+            low, high = reducer.window if windows else reducers.Reducer.window
+            known[f"low{k}"], known[f"high{k}"] = low, high
+        for stage in self.formula.stages:
+            for name in stage.params:
+                if name not in known:
+                    known[name] = self._number(name)
+        return tuple([tuple([known[name] for name in stage.params]) for stage in self.formula.stages])
 
-    def _param(self, name: str, windows: bool) -> float:
-        window = _WINDOW.match(name)
-        if window:
-            bounds = self._reducers()[int(window[2])].window if windows else reducers.Reducer.window
-            return bounds[window[1] == "high"]
+    def _number(self, name: str) -> float:
         value = getattr(self, name)
         if isinstance(value, Tensor) and value.requires_grad:
             raise TypeError(f"{name}: expected a number, got a tensor that requires grad; the kernels take it as constant")
@@ -283,14 +285,14 @@ class Batch:
         if self.pairs is None and (self.labels is None or self.ref_labels is None):
             raise ValueError("labels, ref_labels: expected both, or an indices_tuple, got None")
 
-    def pairing(self, anchors: Tensor, positives: Tensor) -> Batch:
-        """The batch in which row i of the anchors matches row i of the positives and no other."""
+    def pairing(self, pairs: Tensor) -> Batch:
+        """The batch in which each anchor, a row of ``pairs[0]``, matches its positive in ``pairs[1]`` and no other."""
         batch = copy.copy(self)
-        batch.x, batch.y, batch.pairs = self.x.index_select(0, anchors), self.x.index_select(0, positives), None
-        batch.same = batch.exclude_self = False
-        batch.anchors = anchors
-        batch.labels = self.labels[anchors]
-        batch.targets = batch.ref_labels = torch.arange(len(anchors), device=self.x.device)
+        batch.x, batch.y = self.x.index_select(0, pairs.flatten()).chunk(2)
+        batch.same, batch.exclude_self, batch.pairs = False, False, None
+        batch.anchors = pairs[0]
+        batch.labels = self.labels.index_select(0, batch.anchors)
+        batch.targets = batch.ref_labels = torch.arange(len(batch.anchors), device=self.x.device)
         return batch
 
     def rows(self) -> Tensor:

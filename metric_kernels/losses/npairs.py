@@ -50,22 +50,21 @@ class NPairsLoss(PairLoss):
             raise ValueError("ref_emb is not supported for NPairsLoss: it pairs the samples of one batch")
         if batch.labels is None:
             raise ValueError("labels: NPairsLoss expects them, got None")
-        anchors, positives = _first_pairs(batch)
-        return super()._evaluate(batch.pairing(anchors, positives))
+        return super()._evaluate(batch.pairing(_first_pairs(batch)))
 
 
-def _first_pairs(batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first positive pair of each class, in the order of the labels."""
+def _first_pairs(batch) -> torch.Tensor:
+    """The first positive pair (anchor, positive) of each class as a column, in the order of the labels."""
     if batch.pairs is not None:
         anchors, positives = batch.pairs[0]
         order = torch.sort(batch.labels[anchors], stable=True)
         first = torch.ones_like(order.values, dtype=torch.bool)
         first[1:] = order.values[1:] != order.values[:-1]
         chosen = order.indices[first]
-        return anchors[chosen], positives[chosen]
+        return torch.stack((anchors[chosen], positives[chosen]))
     labels, order = torch.sort(batch.labels, stable=True)
     continues = labels[1:] == labels[:-1]
     first = continues.clone()
     first[1:] &= ~continues[:-1]
     at = first.nonzero()[:, 0]
-    return order[at], order[at + 1]
+    return order.index_select(0, torch.cat((at, at + 1))).view(2, -1)

@@ -218,9 +218,7 @@ def generate() -> str:
     cases = "\n".join(f"    case {k}: return f({node.name}{{}});" for k, node in enumerate(metrics()))
     text.append(f"template <class F> inline void with_metric(int metric, F f) {{\n  switch (metric) {{\n{cases}\n  }}\n}}\n")
     symmetric = "\n".join(f"    case {k}: return {node.name}::symmetric;" for k, node in enumerate(metrics()))
-    text.append(
-        f"inline bool is_symmetric(int metric) {{\n  switch (metric) {{\n{symmetric}\n  }}\n  return false;\n}}\n"
-    )
+    text.append(f"inline bool is_symmetric(int metric) {{\n  switch (metric) {{\n{symmetric}\n  }}\n  return false;\n}}\n")
     listed = []
     for path in sources():
         for owner, nodes in formulas(path):

@@ -9,8 +9,8 @@ When y is x, ``weights`` adds the two directions of a pair at once, so that one 
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager, nullcontext
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch

@@ -10,7 +10,6 @@ import functools
 import hashlib
 from pathlib import Path
 
-
 _PARTS = ("pair", "dpair", "drow", "dcol", "row", "value", "dvalue")
 
 

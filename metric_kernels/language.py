@@ -18,8 +18,9 @@ import inspect
 import re
 import sys
 import types
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Callable, Iterator, NamedTuple
+from typing import NamedTuple
 
 KINDS = ("total", "lse", "count", "largest", "smallest")
 SIDES = ("pos", "neg")

@@ -222,8 +222,7 @@ def adopt(reducer: nn.Module) -> Reducer:
         return reducer
     if not callable(reducer):
         raise TypeError(
-            "reducer: expected an object of metric_kernels.reducers or pytorch_metric_learning.reducers, "
-            f"got {type(reducer)}"
+            f"reducer: expected an object of metric_kernels.reducers or pytorch_metric_learning.reducers, got {type(reducer)}"
         )
     if type(reducer).__module__.startswith("pytorch_metric_learning."):
         name = type(reducer).__name__

@@ -81,9 +81,7 @@ class _Run:
 
     def __init__(self, call: Call):
         op, x, y, dtype = call.op, call.x, call.y, call.arithmetic
-        self.problem = core.Problem(
-            op, call.normalize, call.labels, call.ref_labels, call.exclude_self, call.chosen()
-        )
+        self.problem = core.Problem(op, call.normalize, call.labels, call.ref_labels, call.exclude_self, call.chosen())
         self.dtypes = x.dtype, x.dtype if y is None else y.dtype
         self.kept = None
         if call.given:
@@ -155,8 +153,7 @@ _ARGUMENTS = (
 _library = torch.library.Library("metric_kernels", "DEF")
 _library.define(f"row_stats({_ARGUMENTS}) -> (Tensor, Tensor)")
 _library.define(
-    f"row_stats_backward(Tensor grads, Tensor values, Tensor index, {_ARGUMENTS}, bool want_x, bool want_y)"
-    " -> (Tensor, Tensor)"
+    f"row_stats_backward(Tensor grads, Tensor values, Tensor index, {_ARGUMENTS}, bool want_x, bool want_y) -> (Tensor, Tensor)"
 )
 
 
@@ -186,7 +183,9 @@ def _row_stats_backward(grads, values, index, x, *options):
     *options, want_x, want_y = options
     with core.no_autocast(x.device.type):
         rows = core.Statistics(values, index)
-        gx, gy = _Run(_called(x, *options)).backward(rows, None, grads.clone(memory_format=torch.contiguous_format), (want_x, want_y))
+        gx, gy = _Run(_called(x, *options)).backward(
+            rows, None, grads.clone(memory_format=torch.contiguous_format), (want_x, want_y)
+        )
     return x.new_empty(0) if gx is None else gx, x.new_empty(0) if gy is None else gy
 
 
@@ -214,9 +213,7 @@ def _setup_context(ctx, inputs, output):
 def _derivative(ctx, grads, _):
     x, y, labels, ref_labels, values, index = ctx.saved_tensors
     wanted = ctx.needs_input_grad[:2]
-    gx, gy = torch.ops.metric_kernels.row_stats_backward(
-        grads, values, index, x, y, labels, ref_labels, *ctx.options, *wanted
-    )
+    gx, gy = torch.ops.metric_kernels.row_stats_backward(grads, values, index, x, y, labels, ref_labels, *ctx.options, *wanted)
     return gx if wanted[0] else None, gy if wanted[1] else None, *([None] * (2 + len(ctx.options)))
 
 

@@ -56,9 +56,7 @@ def listed(indices_tuple: tuple, rows: int, columns: int, device: torch.device) 
     a1, p, a2, n = (part.long() for part in (parts if len(parts) == 4 else (*parts[:2], parts[0], parts[2])))
     for one, other, what in ((a1, p, "anchors and positives"), (a2, n, "anchors and negatives")):
         if len(one) != len(other):
-            raise ValueError(
-                f"indices_tuple: expected as many {what} as each other, got {len(one)} and {len(other)}"
-            )
+            raise ValueError(f"indices_tuple: expected as many {what} as each other, got {len(one)} and {len(other)}")
     return Pairs(a1, p), Pairs(a2, n)
 
 

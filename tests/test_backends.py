@@ -99,9 +99,7 @@ def test_a_choice_ends_with_its_block_even_by_an_exception():
 
 def test_a_choice_that_cannot_run_raises_with_its_reason():
     loss = losses.ContrastiveLoss(backend="native")
-    with pytest.raises(
-        RuntimeError, match=r"backend 'native' cannot run .*ContrastiveLoss on meta in .*: native: .*cpu"
-    ):
+    with pytest.raises(RuntimeError, match=r"backend 'native' cannot run .*ContrastiveLoss on meta in .*: native: .*cpu"):
         loss(torch.empty(4, 2, device="meta"), torch.empty(4, dtype=torch.int64, device="meta"))
     if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
         with use_backend("triton"), pytest.raises(RuntimeError, match="backend 'triton' cannot run .*: triton: "):

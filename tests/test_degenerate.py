@@ -56,9 +56,7 @@ def test_finite(name, case, backend):
     torch.testing.assert_close(value.double(), exact, rtol=1e-5, atol=1e-6)
     # A gradient is compared by what it does to its row: a row near 0 has a huge one. What cancels leaves rounding.
     actual_step, exact_step = grad * x.norm(dim=1, keepdim=True), exact_grad * x.double().norm(dim=1, keepdim=True)
-    torch.testing.assert_close(
-        actual_step.double(), exact_step, rtol=0, atol=1e-4 * (1 + exact_step.abs().max().item())
-    )
+    torch.testing.assert_close(actual_step.double(), exact_step, rtol=0, atol=1e-4 * (1 + exact_step.abs().max().item()))
 
 
 @pytest.mark.parametrize("backend", QUICK_BACKENDS)
@@ -129,9 +127,7 @@ def test_half_precision_beyond_its_squares(name):
     assert_accurate(grad, exact_grad)
 
 
-@pytest.mark.parametrize(
-    "distance", [distances.LpDistance(), distances.LpDistance(normalize_embeddings=False)], ids=str
-)
+@pytest.mark.parametrize("distance", [distances.LpDistance(), distances.LpDistance(normalize_embeddings=False)], ids=str)
 @pytest.mark.parametrize("backend", BACKENDS[:2])
 def test_zero_subgradient_at_distance_zero(backend, distance):
     x = 3 * X[:1].float().expand(6, -1)
@@ -258,9 +254,7 @@ def test_strides_of_labels_and_of_the_reference_set(name):
     labels, ref_labels = unbalanced_labels(9), unbalanced_labels(7, seed=1)
     strided = labels.repeat_interleave(2)[::2], ref_labels.repeat_interleave(3)[::3]
     value, grads = value_and_grads(lambda x, ref: loss(x, labels, None, ref, ref_labels), x, ref)
-    same, same_grads = value_and_grads(
-        lambda x, ref: loss(x, strided[0], None, STRIDED["transposed"](ref), strided[1]), x, ref
-    )
+    same, same_grads = value_and_grads(lambda x, ref: loss(x, strided[0], None, STRIDED["transposed"](ref), strided[1]), x, ref)
     assert torch.equal(same, value)
     assert all(map(torch.equal, same_grads, grads))
 
@@ -351,9 +345,7 @@ def test_the_same_result_every_time(name, backend, with_ref):
     try:
         x, labels, loss = torch.randn(150, 32), torch.randint(9, (150,)), getattr(losses, name)(backend=backend)
         ref, ref_labels = (torch.randn(170, 32), torch.randint(9, (170,))) if with_ref else (None, None)
-        first, *others = (
-            value_and_grads(lambda x, ref=None: loss(x, labels, None, ref, ref_labels), x, ref) for _ in range(4)
-        )
+        first, *others = (value_and_grads(lambda x, ref=None: loss(x, labels, None, ref, ref_labels), x, ref) for _ in range(4))
     finally:
         torch.use_deterministic_algorithms(True)
     for value, grads in others:

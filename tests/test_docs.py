@@ -17,9 +17,7 @@ from metric_kernels import distances, functional, losses, reducers
 # Submodules that are no part of the public interface, or need what only a demo installs.
 PRIVATE = re.compile(r"metric_kernels\.(_native|demo|cli|__main__|backends\.)")
 MODULES = [
-    info.name
-    for info in pkgutil.walk_packages(metric_kernels.__path__, "metric_kernels.")
-    if not PRIVATE.match(info.name)
+    info.name for info in pkgutil.walk_packages(metric_kernels.__path__, "metric_kernels.") if not PRIVATE.match(info.name)
 ]
 ARGUMENT = re.compile(r" {4}(\*{0,2}\w+(?:, \*{0,2}\w+)*):")
 

@@ -82,9 +82,7 @@ def test_random_values_reach_both_sides_of_every_kink(name, number):
         assert any(0 < (s == 0).sum() < SAMPLES for s in slopes)
 
 
-@pytest.mark.parametrize(
-    "empty", [torch.finfo(torch.float64).min, torch.finfo(torch.float32).min], ids=["float64", "float32"]
-)
+@pytest.mark.parametrize("empty", [torch.finfo(torch.float64).min, torch.finfo(torch.float32).min], ids=["float64", "float32"])
 def test_lifted_structure_of_points_without_negatives(empty):
     """An empty log-sum-exp comes as the lowest number: the logarithm counts as 0 then, and nothing is infinite."""
     stage = losses.LiftedStructureLoss.formula.stages[1]

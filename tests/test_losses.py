@@ -160,9 +160,7 @@ def test_a_copy_of_the_batch_with_the_same_labels_object(name, backend):
     x, labels = embeddings(14), unbalanced_labels(14)
     loss = getattr(losses, name)(backend=backend)
     value, grads = value_and_grads(lambda x, ref: loss(x, labels, ref_emb=ref, ref_labels=labels), x, x)
-    exact, exact_grads = value_and_grads(
-        lambda x, ref: ORACLES[name](x, labels, ref, labels, exclude_diagonal=True), x, x
-    )
+    exact, exact_grads = value_and_grads(lambda x, ref: ORACLES[name](x, labels, ref, labels, exclude_diagonal=True), x, x)
     assert_accurate(value, exact)
     for grad, exact_grad in zip(grads, exact_grads, strict=True):
         assert_accurate(grad, exact_grad)

@@ -65,9 +65,7 @@ def test_reference_set(name, backend, size):
     labels, ref_labels = labels_of(size), labels_of(31, seed=1)
     loss, peer = getattr(losses, name)(backend=backend), getattr(peer_losses, name)()
     actual, expected = (
-        value_and_grads(
-            lambda x, ref, f=f: f(x, labels, None, ref, ref_labels), embeddings(size, 16), embeddings(31, 16, 1)
-        )
+        value_and_grads(lambda x, ref, f=f: f(x, labels, None, ref, ref_labels), embeddings(size, 16), embeddings(31, 16, 1))
         for f in (loss, peer)
     )
     assert_accurate(actual[0], expected[0], within=WITHIN)

@@ -39,9 +39,7 @@ def assert_close(name, backend, dtype, x, labels, ref=None, ref_labels=None):
     if not all(t.numel() for t in inputs if t is not None):
         assert value == 0 and not any(grad.any() for grad in grads)
         return
-    exact, exact_grads = value_and_grads(
-        lambda x, ref=None: ORACLES[name](x, labels, ref, ref_labels, **PARAMS[name]), *inputs
-    )
+    exact, exact_grads = value_and_grads(lambda x, ref=None: ORACLES[name](x, labels, ref, ref_labels, **PARAMS[name]), *inputs)
     rtol = {torch.float64: 1e-9, torch.float32: 1e-3}[dtype]
     torch.testing.assert_close(value.double(), exact.double(), rtol=rtol, atol=rtol)
     for point, grad, exact_grad in zip([t for t in inputs if t is not None], grads, exact_grads, strict=True):

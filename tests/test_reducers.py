@@ -194,9 +194,7 @@ def test_the_losses_themselves(name, with_tuples, given):
         assert set(actual[part]) >= {"losses", "indices", "reduction_type"}
         assert actual[part]["reduction_type"] == info["reduction_type"]
         torch.testing.assert_close(actual[part]["losses"], info["losses"].flatten(), rtol=1e-8, atol=1e-12)
-        got, want = (
-            torch.stack(tuple(i)) if isinstance(i, tuple) else i for i in (actual[part]["indices"], info["indices"])
-        )
+        got, want = (torch.stack(tuple(i)) if isinstance(i, tuple) else i for i in (actual[part]["indices"], info["indices"]))
         assert torch.equal(got, want)
         assert actual[part]["losses"].requires_grad
 

@@ -140,9 +140,7 @@ def test_peak_memory(backend):
     """The matrix of 4096 x 4096 floats has 64 MiB."""
 
     def extra(size):
-        run = subprocess.run(
-            [sys.executable, "-c", PEAK, backend, str(size)], capture_output=True, text=True, check=True
-        )
+        run = subprocess.run([sys.executable, "-c", PEAK, backend, str(size)], capture_output=True, text=True, check=True)
         return int(run.stdout)
 
     # Plain torch has a few temporaries of the size of a tile.

@@ -11,9 +11,9 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Iterator
 
 import torch
 

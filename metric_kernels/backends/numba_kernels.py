@@ -352,9 +352,7 @@ def kernel(formula: Formula, metric: type, dtype: type, what: str, *arguments: o
     parts["constants"] = [f"{name} = {value}" for name, value in printer.constants.items()]
     parts["gather"] = [f"{buffer} = {entry}" for entry, buffer in printer.gathered.items()] or ["pass"]
     used = set(re.findall(r"\w+", " ".join([_FRAME, *itertools.chain(*parts.values())])))
-    parts["arrays"] = [
-        f"{name} = matrix(table[{TABLE.index(name)}], {kind})" for name, kind in _TYPES.items() if name in used
-    ]
+    parts["arrays"] = [f"{name} = matrix(table[{TABLE.index(name)}], {kind})" for name, kind in _TYPES.items() if name in used]
     source = re.sub(r"( *)\{(\w+)\}", lambda m: "\n".join(m[1] + line for line in parts[m[2]]), _FRAME)
     zero, inf = dtype(0), dtype(np.inf)
     scope = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from metric_kernels.tile import Side, StageByStage, Tile
 from metric_kernels.language import Formula, Op, Stage
+from metric_kernels.tile import Side, StageByStage, Tile
 
 
 class ReferenceBackend(StageByStage):

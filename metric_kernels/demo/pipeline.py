@@ -74,9 +74,7 @@ def pipeline(loss: str, epochs: int, backend: str | None, out: Path, seed: int, 
     return results
 
 
-def _train_both(
-    data: Digits, loss: str, backend: str | None, epochs: int, batch_size: int, seed: int
-) -> tuple[Training, dict]:
+def _train_both(data: Digits, loss: str, backend: str | None, epochs: int, batch_size: int, seed: int) -> tuple[Training, dict]:
     """Train with our loss and with PML's, in float32 and in float64, and compare the loss curves."""
 
     def run(contender: str, dtype: torch.dtype) -> Training:

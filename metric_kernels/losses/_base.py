@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import inspect
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from metric_kernels import backends, distances, reducers, tuples
-from metric_kernels.language import Formula, Op, Stage, stages_of
+from metric_kernels.language import Formula, Op, stages_of
 from metric_kernels.metrics import Dot
 from metric_kernels.rowstats import Call, has_epilogue, pair_matrix, row_loss, row_stats
 from metric_kernels.tile import Epilogue
@@ -172,8 +172,7 @@ class PairLoss(nn.Module):
             found = {"loss": (losses, batch.rows(), "element")}
         else:
             found = {
-                name: (t, tuple(p), "pos_pair" if p is pairs[0] else "neg_pair")
-                for name, (p, t) in zip(self.sub_losses, each)
+                name: (t, tuple(p), "pos_pair" if p is pairs[0] else "neg_pair") for name, (p, t) in zip(self.sub_losses, each)
             }
         if present is not None:
             found = {name: (torch.where(present, t, 0.0), *rest) for name, (t, *rest) in found.items()}
@@ -269,8 +268,7 @@ class Batch:
                 self.y = _checked_embeddings("ref_emb", ref_emb)
                 if ref_emb.shape[1] != embeddings.shape[1]:
                     raise ValueError(
-                        f"ref_emb: expected shape (R, {embeddings.shape[1]}) to match embeddings, "
-                        f"got {tuple(ref_emb.shape)}"
+                        f"ref_emb: expected shape (R, {embeddings.shape[1]}) to match embeddings, got {tuple(ref_emb.shape)}"
                     )
                 if ref_emb.device != embeddings.device:
                     raise ValueError(f"ref_emb: expected device {embeddings.device}, got {ref_emb.device}")

@@ -1,4 +1,5 @@
 import torch
+
 from metric_kernels import fn
 from metric_kernels.distances import DotProductSimilarity
 from metric_kernels.language import lse, total

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from benchmarks.dense import DENSE
 from metric_kernels import backends, core, losses
+from metric_kernels.demo.batch import clustered
 
 # More would take tens of gigabytes where the libraries below build several such tensors.
 _PML_MATRIX_ENTRIES = 50_000_000
@@ -35,19 +36,8 @@ class Case:
         return f"{self.batch}x{self.dim}-{self.dtype}-{self.per_class}"
 
     def inputs(self) -> tuple[Tensor, Tensor]:
-        """Embeddings and labels, the same for every provider.
-
-        Cosines are about 0.7 within a class and 0.4 between classes, as in training: random vectors would leave every
-        negative pair of a margin loss at zero. Labels are shuffled, since sorted ones would flatter branch predictors.
-        """
-        generator = torch.Generator().manual_seed(0)
-        order = torch.randperm(self.batch, generator=generator)
-        labels = (torch.arange(self.batch) // self.per_class)[order]
-
-        def random(rows):
-            return torch.randn(rows, self.dim, generator=generator)
-
-        x = 0.4**0.5 * random(1) + 0.3**0.5 * random(int(labels.max()) + 1)[labels] + 0.3**0.5 * random(self.batch)
+        """Embeddings and labels, the same for every provider."""
+        x, labels = clustered(self.batch, self.dim, self.per_class)
         return x.to(getattr(torch, self.dtype)).requires_grad_(), labels
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from benchmarks import gate, load
 from benchmarks.cases import OURS, PROVIDERS, Case, Step
-from benchmarks.timing import Timing, interleaved
+from metric_kernels.demo.timing import Timing, interleaved
 
 MAX_OTHERS = 0.05
 

@@ -18,7 +18,7 @@ namespace py = pybind11;
 
 struct StageInfo {
   int stats, rows, cols, params;
-  bool extremes;
+  bool extremes, logarithms;
 };
 struct FormulaInfo {
   const char* key;
@@ -115,6 +115,7 @@ std::string shape_of(const py::array& a) {
 template <class T> std::string type_name() { return py::str(py::dtype::of<T>()).template cast<std::string>(); }
 
 template <class T> void check_type(const char* name, const py::array& a) {
+  if (reinterpret_cast<uintptr_t>(a.data()) % alignof(T)) throw py::value_error(std::string(name) + ": expected aligned data");
   if (!a.dtype().is(py::dtype::of<T>()) && !py::isinstance<py::array_t<T>>(a))
     throw py::type_error(std::string(name) + ": expected dtype " + type_name<T>() + ", got " +
                          py::str(a.dtype()).cast<std::string>());
@@ -205,8 +206,10 @@ template <class T> struct CheckedTile {
     tile.m = m, tile.n = n, tile.stride = stride;
     tile.labels = vector<int64_t>("labels", a.labels, m);
     tile.ref_labels = vector<int64_t>("ref_labels", a.ref_labels, n);
-    if (a.row < 0) throw py::value_error("row: expected >= 0, got " + std::to_string(a.row));
-    if (a.diagonal < -1) throw py::value_error("diagonal: expected -1 or a column, got " + std::to_string(a.diagonal));
+    if (a.row < 0 || a.row > std::numeric_limits<int64_t>::max() - m)
+      throw py::value_error("row: expected the number of a row, got " + std::to_string(a.row));
+    if (a.diagonal < -1 || a.diagonal > n)
+      throw py::value_error("diagonal: expected -1 or a column, got " + std::to_string(a.diagonal));
     tile.row = a.row, tile.diagonal = a.diagonal;
     const bool norms = METRIC_NORMS[a.metric];
     tile.p = norms && m ? vector<T>("p", given("p", a.p), m) : nullptr;
@@ -219,7 +222,8 @@ template <class T> struct CheckedTile {
                             std::to_string(a.params.size()));
     params.assign(a.params.begin(), a.params.end());
     tile.params = params.data();
-    if (a.threads < 1) throw py::value_error("threads: expected >= 1, got " + std::to_string(a.threads));
+    if (a.threads < 1 || a.threads > 1024)
+      throw py::value_error("threads: expected 1 to 1024, got " + std::to_string(a.threads));
     tile.threads = a.threads;
     const Formulas& all = active().formulas;
     if constexpr (sizeof(T) == 4) kernels = all.single + a.formula;
@@ -245,7 +249,8 @@ bool is_double(const py::array& s) { return py::isinstance<py::array_t<double>>(
 // ---- entry points ------------------------------------------------------------------------------------------------------
 
 template <class T>
-void stats(TileArguments& a, int first, int last, py::array& values, const Optional& cols, Optional& index) {
+void stats(TileArguments& a, int first, int last, py::array& values, const Optional& cols, Optional& index,
+           Optional& scale) {
   CheckedTile<T> checked(a);
   const FormulaInfo& info = formula_info(a.formula);
   if (first < 0 || first >= last || last > int(info.stages.size()))
@@ -253,13 +258,20 @@ void stats(TileArguments& a, int first, int last, py::array& values, const Optio
                           std::to_string(first) + " to " + std::to_string(last));
   const Tile<T>& tile = checked.tile;
   const int total = stats_before(info, int(info.stages.size()));
-  bool reads_cols = false, extremes = false;
-  for (int k = first; k < last; ++k) reads_cols |= info.stages[k].cols > 0, extremes |= info.stages[k].extremes;
+  bool reads_cols = false, extremes = false, logarithms = false;
+  for (int k = first; k < last; ++k) {
+    const StageInfo& s = info.stages[k];
+    reads_cols |= s.cols > 0, extremes |= s.extremes, logarithms |= s.logarithms;
+  }
   Output<T> out{};
   out.values = writable<T>("statistics", values, total, tile.m, out.values_stride);
   if (extremes) {
     py::array array = given("index", index);
     out.index = writable<int64_t>("index", array, total, tile.m, out.index_stride);
+  }
+  if (logarithms) {
+    py::array array = given("scale", scale);
+    out.scale = writable<T>("scale", array, total, tile.m, out.scale_stride);
   }
   const Side<T> mine{out.values, out.values_stride, nullptr, 0, nullptr, 0};
   const Side<T> other = reads_cols ? side<T>({cols, {}, {}}, total, tile.n, false, false) : Side<T>{};
@@ -268,6 +280,7 @@ void stats(TileArguments& a, int first, int last, py::array& values, const Optio
     Output<T> part = out;
     part.values += before * out.values_stride;
     if (part.index) part.index += before * out.index_stride;
+    if (part.scale) part.scale += before * out.scale_stride;
     checked.kernels->stats(k, tile, mine, other, part);
   }
 }
@@ -365,9 +378,9 @@ py::dict table() {
 
 PYBIND11_MODULE(_native, m) {
   m.doc() = "Row kernels compiled from the formulas of metric_kernels.";
-  m.def("stats", [](TILE, int first, int last, py::array values, Optional cols, Optional index) {
+  m.def("stats", [](TILE, int first, int last, py::array values, Optional cols, Optional index, Optional scale) {
     TileArguments tile = TILE_ARGUMENTS;
-    OF_TYPE(stats)(tile, first, last, values, cols, index);
+    OF_TYPE(stats)(tile, first, last, values, cols, index, scale);
   });
   m.def("weights", [](TILE, SIDES, bool both, Optional norm_grad) {
     TileArguments tile = TILE_ARGUMENTS;

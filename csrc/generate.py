@@ -48,14 +48,17 @@ class Printer(ast.NodeVisitor):
         return f"T({float(node.value)!r})"
 
     def visit_Call(self, node):
-        if not (isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name)) or node.keywords:
+        module = node.func.value if isinstance(node.func, ast.Attribute) else None
+        if not isinstance(module, ast.Name) or module.id != "fn" or node.keywords:
             self.generic_visit(node)
         return f"fn::{node.func.attr}({', '.join(map(self.visit, node.args))})"
 
     def visit_Assign(self, node):
         target = node.targets[0]
         names = target.elts if isinstance(target, ast.Tuple) else [target]
-        values = node.value.elts if isinstance(target, ast.Tuple) else [node.value]
+        values = node.value.elts if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple) else [node.value]
+        if len(node.targets) > 1 or len(names) != len(values) or not all(isinstance(n, ast.Name) for n in names):
+            self.generic_visit(node)
         return " ".join(f"[[maybe_unused]] const auto {n.id}_ = {self.visit(v)};" for n, v in zip(names, values, strict=True))
 
     def generic_visit(self, node):
@@ -74,7 +77,7 @@ class Printer(ast.NodeVisitor):
                 continue  # a docstring
             if isinstance(statement, ast.Assign):
                 lines.append(self.visit(statement))
-            elif isinstance(statement, ast.Return):
+            elif isinstance(statement, ast.Return) and statement.value:
                 value = statement.value
                 values = value.elts if isinstance(value, ast.Tuple) else [value]
                 targets = out or [f"out[{k}]" for k in range(len(values))]
@@ -248,10 +251,9 @@ def table() -> str:
                 split = [STATISTIC.match(a.arg) for a in functions(node)["pair"].args.args[1:]]
                 rows_in, cols_in = (sum(bool(m and m[1] == side) for m in split) for side in ("row", "col"))
                 params = sum(m is None for m in split)
-                extremes = any(s.func.id in ("largest", "smallest") for s in constant(node, "stats").elts)
-                stages.append(
-                    f"{{{len(constant(node, 'stats').elts)}, {rows_in}, {cols_in}, {params}, {str(extremes).lower()}}}"
-                )
+                kinds = [s.func.id for s in constant(node, "stats").elts]
+                flags = ", ".join(str(not known.isdisjoint(kinds)).lower() for known in ({"largest", "smallest"}, {"lse"}))
+                stages.append(f"{{{len(kinds)}, {rows_in}, {cols_in}, {params}, {flags}}}")
             known = functions(owner).get("row")
             total = sum(len(constant(n, "stats").elts) for n in nodes)
             row_params = len(known.args.args) - total if known else 0

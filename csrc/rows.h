@@ -179,6 +179,11 @@ template <Kind kind, class T> inline T finish(const Accumulator<T>& a) {
   return kind == Kind::smallest ? -a.top : a.top;
 }
 
+// The scale of a log-sum-exp that was rounded to `value`.
+template <class T> inline T scale_of(const Accumulator<T>& a, T value) {
+  return std::isfinite(value) ? fn::exp(T(double(value) - double(a.top) - std::log(a.sum))) : T(1);
+}
+
 // t[k] = pair(v)[k] for the statistics on one side, at len values whose columns are at(0), at(1) ...
 template <class S, Where side, class T, class RowOf, class ColOf>
 inline void pair_values(const T* v, int len, RowOf row, ColOf col, const T* params, T (*t)[CHUNK]) {
@@ -230,7 +235,9 @@ void stage_stats(const Tile<T>& tile, const Side<T>& rows, const Side<T>& cols, 
       }
     }
     each<S::K>([&](auto k) {
-      out.values[k * out.values_stride + i] = finish<S::kind[k]>(state[k]);
+      const T value = finish<S::kind[k]>(state[k]);
+      out.values[k * out.values_stride + i] = value;
+      if constexpr (S::kind[k] == Kind::lse) out.scale[k * out.scale_stride + i] = scale_of(state[k], value);
       if constexpr (S::kind[k] == Kind::largest || S::kind[k] == Kind::smallest)
         out.index[k * out.index_stride + i] = state[k].index;
     });

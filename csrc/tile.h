@@ -34,6 +34,8 @@ template <class T> struct Output {
   int64_t values_stride;
   int64_t* index;
   int64_t index_stride;
+  T* scale;
+  int64_t scale_stride;
 };
 
 // The losses that a reducer takes, low < loss < high, and whether it divides their sum by their number.

@@ -1,3 +1,5 @@
-from metric_kernels.report import report
+import sys
 
-print(report())
+from metric_kernels.cli import main
+
+sys.exit(main(sys.argv[1:] or ["report"]))

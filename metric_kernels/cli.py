@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
+import shlex
 import sys
 from pathlib import Path
 
 import metric_kernels
-from metric_kernels import backends, demo
+from metric_kernels import backends, demo, losses
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a sub-command and return its exit status: 0, or 2 where an argument or a package is not there."""
     arguments = _parser().parse_args(argv)
-    if arguments.command == "report":
-        print(metric_kernels.report())
-        return 0
     try:
-        _demo(arguments)
+        if arguments.command == "report":
+            print(metric_kernels.report())
+        else:
+            _demo(arguments)
+        sys.stdout.flush()
     except _UsageError as reason:
         print(f"metric-kernels demo: {reason}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # The reader has enough, as ``head`` does. Python flushes again at exit, which must not fail too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
@@ -34,27 +40,24 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("report", help="versions, devices, and which backends are usable here")
     add = commands.add_parser(
-        "demo",
-        help="train on handwritten digits, compare with PML and eager PyTorch, draw pictures",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        "demo", help="train on handwritten digits, compare with PML and plain PyTorch, draw pictures"
     ).add_argument
-    add("--loss", default="MultiSimilarityLoss", help="a loss that PML has too")
-    add("--epochs", type=int, default=15, help="passes over the digits 0-5")
+    add("--loss", default="MultiSimilarityLoss", help=f"one of {', '.join(losses.REGISTRY)} (default: %(default)s)")
+    add("--epochs", type=int, default=15, help="passes over the digits 0-5 (default: %(default)s)")
     add("--backend", help=f"one of {', '.join(backends.NAMES)}; without it the fastest that is usable")
-    add("--out", default="demo-output", help="folder for the pictures and results.json")
-    add("--seed", type=int, default=0, help="of the network, the batches and the views")
-    add("--batch-size", type=int, default=120, help="of the training, a multiple of 6")
+    add("--out", default="demo-output", help="folder for the pictures and results.json (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of the network, the batches and the views (default: %(default)s)")
+    add("--batch-size", type=int, default=120, help="of the training, a multiple of 6 (default: %(default)s)")
     return parser
 
 
 def _demo(arguments: argparse.Namespace) -> None:
-    missing = [name for name in demo.NEEDS if importlib.util.find_spec(name) is None]
+    missing = [package for name, package in demo.NEEDS.items() if importlib.util.find_spec(name) is None]
     if missing:
-        raise _UsageError(f"{', '.join(missing)} not installed; run: pip install 'metric-kernels[demo]'")
+        raise _UsageError(f"some packages are not installed; run: pip install {shlex.join(missing)}")
     _check(arguments)
     loss = _loss(arguments.loss)
-    if arguments.backend:
-        _check_backend(loss, arguments.backend)
+    _check_backend(loss, arguments.backend)
     _make_folder(arguments.out)
     demo.run(loss, arguments.epochs, arguments.backend, arguments.out, arguments.seed, arguments.batch_size)
 
@@ -85,14 +88,16 @@ def _check(arguments: argparse.Namespace) -> None:
         raise _UsageError(f"--backend: expected one of {', '.join(backends.NAMES)}, got {arguments.backend}")
 
 
-def _check_backend(loss: str, backend: str) -> None:
-    """A backend with a known name may still be unusable on this machine, and says why when it is called."""
-    from metric_kernels.demo import contenders, measure
+def _check_backend(loss: str, backend: str | None) -> None:
+    """A backend with a known name may still be unusable on this machine."""
+    from metric_kernels.demo import contenders
 
     try:
-        measure.step(contenders.build(contenders.OURS, loss, backend), *measure.batch_of(8))
+        contenders.ran(loss, backend)
+    except ValueError as error:  # which names the variable
+        raise _UsageError(str(error)) from None
     except RuntimeError as error:
-        raise _UsageError(f"--backend: {error}") from None
+        raise _UsageError(f"{'--backend' if backend else 'METRIC_KERNELS_BACKEND'}: {error}") from None
 
 
 def _make_folder(path: str) -> None:

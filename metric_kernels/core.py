@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import torch
@@ -36,12 +37,14 @@ def _positive_bytes(name: str, value: object) -> int:
     return number
 
 
-_workspace = _positive_bytes("METRIC_KERNELS_WORKSPACE", os.environ.get("METRIC_KERNELS_WORKSPACE", 256 << 20))
+_default_workspace = _positive_bytes("METRIC_KERNELS_WORKSPACE", os.environ.get("METRIC_KERNELS_WORKSPACE") or 256 << 20)
+_workspace: ContextVar[int | None] = ContextVar("metric_kernels_workspace", default=None)
 
 
 def workspace() -> int:
     """Bytes of product matrix that may be kept between forward and backward."""
-    return _workspace
+    size = _workspace.get()
+    return _default_workspace if size is None else size
 
 
 def set_workspace(size: int) -> None:
@@ -50,19 +53,18 @@ def set_workspace(size: int) -> None:
     A product matrix that fits is kept from forward to backward; a larger one is computed twice, tile by tile, and the
     extra memory is O(B D) plus one tile of a quarter of the budget (at least 16 rows).
     """
-    global _workspace
-    _workspace = _positive_bytes("size", size)
+    global _default_workspace
+    _default_workspace = _positive_bytes("size", size)
 
 
 @contextmanager
 def use_workspace(size: int) -> Iterator[None]:
-    """:func:`set_workspace` for the duration of a ``with`` block."""
-    before = _workspace
-    set_workspace(size)
+    """Another budget for the duration of a ``with`` block, in this thread only."""
+    token = _workspace.set(_positive_bytes("size", size))
     try:
         yield
     finally:
-        set_workspace(before)
+        _workspace.reset(token)
 
 
 class Problem(NamedTuple):
@@ -120,8 +122,17 @@ class Points:
 
 def _tile_rows(columns: int, itemsize: int, cached: bool) -> int:
     """Rows whose tile stays in a processor's cache from one pass to the next, or else fits the budget."""
-    size = _TILE_BYTES if cached else max(_workspace // 4, 1)
+    size = _TILE_BYTES if cached else max(workspace() // 4, 1)
     return max(16, size // max(1, columns * itemsize))
+
+
+def _product(x: Tensor, y: Tensor, out: Tensor, precise: bool) -> None:
+    """out = x y^T. As a sum of two halves it is up to half as wrong, at the cost of another pass over ``out``."""
+    half = x.shape[1] // 2
+    if not precise or half < 32:
+        torch.mm(x, y.t(), out=out)
+    else:
+        torch.mm(x[:, :half], y[:, :half].t(), out=out).addmm_(x[:, half:], y[:, half:].t())
 
 
 class Sweep:
@@ -145,7 +156,7 @@ class Sweep:
                 s = target[rows] if self.kept is not None else target[: rows.stop - start]
                 z, labels, p = z[rows], labels[rows], p[rows] if problem.op.metric.norms else p
             if not self.filled:
-                torch.mm(z, y.z.t(), out=s)
+                _product(z, y.z, s, problem.op.formula.magnifies)
             diagonal = start if problem.exclude_self else -1
             yield rows, Tile(s, labels, problem.ref_labels, start, diagonal, p, y.squares, self.eps)
         self.filled = self.kept is not None
@@ -167,7 +178,7 @@ _NOTHING = nullcontext()
 
 
 def fits(n: int, m: int, dtype: torch.dtype) -> bool:
-    return n * m * torch.finfo(dtype).bits // 8 <= _workspace
+    return n * m * torch.finfo(dtype).bits // 8 <= workspace()
 
 
 def arithmetic(dtype: torch.dtype) -> torch.dtype:
@@ -176,16 +187,19 @@ def arithmetic(dtype: torch.dtype) -> torch.dtype:
 
 
 class Statistics(NamedTuple):
-    """Values (K, N) of the points of one side, and the columns of extremes, (K, N) or (0, N) if there are none."""
+    """Values (K, N) of the points of one side, and the columns of extremes and the scales of log-sum-exps, (K, N) or
+    (0, N) if there are none.
+    """
 
     values: Tensor
     index: Tensor
+    scale: Tensor
 
     @classmethod
     def empty(cls, formula: Formula, points: Points) -> Statistics:
         number, n, z = len(formula.stats), len(points.z), points.z
         index = torch.empty(number if formula.extremes else 0, n, dtype=torch.int64, device=z.device)
-        return cls(z.new_empty(number, n), index)
+        return cls(z.new_empty(number, n), index, z.new_ones(number if formula.logarithms else 0, n))
 
     def side(self, grads: Tensor) -> Side:
         return Side(finite(self.values), grads, self.index)
@@ -214,7 +228,7 @@ def columns(sweep: Sweep) -> Statistics:
     """Statistics of the columns as far as a later stage of the rows reads them: those of the first group of stages."""
     formula = sweep.problem.op.formula
     cols = Statistics.empty(formula, sweep.y)
-    cols.values.fill_(-torch.inf)
+    cols.values.fill_(torch.inf)  # exponentials of differences from what is missing are 0
     _fill(sweep.mirrored(), formula.groups[0], cols, None)
     return cols
 
@@ -225,9 +239,10 @@ def _fill(sweep: Sweep, stages: Sequence[int], rows: Statistics, cols: Statistic
     others = rows if cols is None else cols
     for at, tile in sweep:
         if sweep.single:
-            backend.stats(op, stages, tile, rows.values, others.values, rows.index)
+            backend.stats(op, stages, tile, rows.values, others.values, rows.index, rows.scale)
         else:
-            backend.stats(op, stages, tile, rows.values[:, at], others.values, rows.index[:, at])
+            values, index, scale = (t[:, at] for t in rows)
+            backend.stats(op, stages, tile, values, others.values, index, scale)
 
 
 def backward(
@@ -250,6 +265,10 @@ def backward(
         other = cols.side(torch.zeros_like(cols.values))
     if any(stage.drow or stage.dcol for stage in op.formula.stages):
         _add_input_grads(sweep, mine, other)
+    if op.formula.logarithms:
+        mine.grads.mul_(rows.scale)
+        if other is not mine:
+            other.grads.mul_(cols.scale)
     both = same or op.formula.two_sided
     if x.given:  # the two directions of a pair are two entries of the matrix
         for at, tile in sweep:

@@ -33,10 +33,24 @@ class Distance(torch.nn.Module):
         self.power = power
         self.is_inverted = is_inverted
 
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if hooks := {"compute_mat", "pairwise_distance"}.intersection(cls.__dict__):
+            raise TypeError(
+                f"{cls.__qualname__}: expected matrix and rowwise, got {min(hooks)}; "
+                "with that, subclass pytorch_metric_learning.distances.BaseDistance, which is accepted too"
+            )
+        if "metric" not in cls.__dict__ and cls.__dict__.keys() & {"matrix", "normalized"}:
+            cls.metric = Distance.metric
+
     @property
     def sign(self) -> float:
         """+1 for a distance, -1 for a similarity: ``sign * v`` grows with dissimilarity."""
         return -1.0 if self.is_inverted else 1.0
+
+    def is_a(self, kind: type[Distance]) -> bool:
+        """Whether this is a distance of that kind, or one of pytorch-metric-learning's of that name."""
+        return isinstance(self, kind)
 
     @property
     def metric(self) -> type[metrics.Metric] | None:
@@ -72,10 +86,10 @@ class LpDistance(Distance):
     gradient are 0. Other p and powers build the matrix.
     """
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs) -> None:
         super().__init__(**kwargs)
         if self.is_inverted:
-            raise ValueError("is_inverted: expected False for LpDistance, got True")
+            raise AssertionError("is_inverted: expected False for LpDistance, got True")
 
     @property
     def metric(self):
@@ -83,64 +97,72 @@ class LpDistance(Distance):
             return None
         return {1: metrics.Euclidean, 2: metrics.SquaredEuclidean}.get(self.power)
 
-    def matrix(self, x, y):
+    def matrix(self, x: Tensor, y: Tensor) -> Tensor:
         if self.p == 2:
             squared = self.power == 2
             metric = metrics.SquaredEuclidean if squared else metrics.Euclidean
             mat = gram_matrix(x, None if y is x else y, metric, self.normalize_embeddings)
-            return mat if squared or self.power == 1 else mat**self.power
-        return torch.cdist(self.normalized(x), self.normalized(y), p=self.p) ** self.power
+            return mat if squared or self.power == 1 else _power(mat, self.power)
+        return _power(torch.cdist(self.normalized(x), self.normalized(y), p=self.p), self.power)
 
-    def rowwise(self, x, y):
-        return torch.linalg.vector_norm(self.normalized(x) - self.normalized(y), ord=self.p, dim=1) ** self.power
+    def rowwise(self, x: Tensor, y: Tensor) -> Tensor:
+        return _power(torch.linalg.vector_norm(self.normalized(x) - self.normalized(y), ord=self.p, dim=1), self.power)
+
+
+def _power(d: Tensor, power: float) -> Tensor:
+    """d ** power, with gradient 0 at d = 0, where that of a root is infinite."""
+    if power >= 1:
+        return d**power
+    zero = d == 0
+    return torch.where(zero, d, torch.where(zero, 1.0, d) ** power)
 
 
 class DotProductSimilarity(Distance):
     """``x_i . y_j``, on normalised embeddings unless ``normalize_embeddings=False`` (as in pytorch-metric-learning)."""
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs) -> None:
         super().__init__(is_inverted=True, **kwargs)
 
     @property
     def metric(self):
         return metrics.Dot if self.power == 1 and (self.p == 2 or not self.normalize_embeddings) else None
 
-    def matrix(self, x, y):
+    def matrix(self, x: Tensor, y: Tensor) -> Tensor:
         if self.metric is None:
             mat = gram_matrix(self.normalized(x), None if y is x else self.normalized(y), metrics.Dot, False)
             return mat**self.power
         return gram_matrix(x, None if y is x else y, metrics.Dot, self.normalize_embeddings)
 
-    def rowwise(self, x, y):
+    def rowwise(self, x: Tensor, y: Tensor) -> Tensor:
         return (self.normalized(x) * self.normalized(y)).sum(1) ** self.power
 
 
 class CosineSimilarity(DotProductSimilarity):
     """``x_i . y_j / (||x_i|| ||y_j||)``."""
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs) -> None:
         super().__init__(**kwargs)
         if not self.normalize_embeddings:
-            raise ValueError("normalize_embeddings: expected True for CosineSimilarity, got False")
+            raise AssertionError("normalize_embeddings: expected True for CosineSimilarity, got False")
 
 
 class SNRDistance(Distance):
     """``var(x_i - y_j) / var(x_i)`` over the features: the signal-to-noise ratio (Yuan et al. 2019), not symmetric."""
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs) -> None:
         super().__init__(**kwargs)
         if self.is_inverted:
-            raise ValueError("is_inverted: expected False for SNRDistance, got True")
+            raise AssertionError("is_inverted: expected False for SNRDistance, got True")
 
     @property
     def metric(self):
         return metrics.SNR if self.power == 1 and (self.p == 2 or not self.normalize_embeddings) else None
 
-    def matrix(self, x, y):
+    def matrix(self, x: Tensor, y: Tensor) -> Tensor:
         mat = gram_matrix(self.normalized(x), None if y is x else self.normalized(y), metrics.SNR, False)
         return mat**self.power
 
-    def rowwise(self, x, y):
+    def rowwise(self, x: Tensor, y: Tensor) -> Tensor:
         x, y = self.normalized(x), self.normalized(y)
         centred = x - x.mean(1, keepdim=True)
         difference = x - y
@@ -157,17 +179,20 @@ class _Foreign(Distance):
         super().__init__(inner.normalize_embeddings, inner.p, inner.power, inner.is_inverted)
         self.inner = inner
 
-    def matrix(self, x, y):
+    def is_a(self, kind):
+        return any(base.__name__ == kind.__name__ for base in type(self.inner).__mro__)
+
+    def matrix(self, x: Tensor, y: Tensor) -> Tensor:
         return self.inner(x, y)
 
-    def rowwise(self, x, y):
+    def rowwise(self, x: Tensor, y: Tensor) -> Tensor:
         return self.inner.pairwise_distance(self.normalized(x), self.normalized(y)) ** self.power
 
 
 _KNOWN = {c.__name__: c for c in (LpDistance, DotProductSimilarity, CosineSimilarity, SNRDistance)}
 
 
-def adopt(distance: object) -> Distance:
+def adopt(distance: object, argument: str = "distance") -> Distance:
     """A distance of this package as it is, one of pytorch-metric-learning as its equal here, another wrapped."""
     if isinstance(distance, Distance):
         return distance
@@ -175,7 +200,7 @@ def adopt(distance: object) -> Distance:
     wanted = ("normalize_embeddings", "p", "power", "is_inverted")
     if not callable(distance) or not all(hasattr(distance, name) for name in wanted):
         raise TypeError(
-            f"distance: expected an object of metric_kernels.distances or pytorch_metric_learning.distances, got {kind}"
+            f"{argument}: expected an object of metric_kernels.distances or pytorch_metric_learning.distances, got {kind}"
         )
     if kind.__module__.startswith("pytorch_metric_learning.") and kind.__name__ in _KNOWN:
         options = {name: getattr(distance, name) for name in wanted[:3]}
@@ -220,9 +245,12 @@ def pairwise_distance(x: Tensor, y: Tensor | None = None, metric: str | Distance
             raise ValueError(f"metric: expected one of {', '.join(_METRICS)} or a distance, got {metric!r}")
         kind, options = _METRICS[metric]
         metric = kind(**options)
+    else:
+        metric = adopt(metric, "metric")
     for name, value in (("x", x), ("y", x if y is None else y)):
         if not isinstance(value, Tensor) or not value.is_floating_point():
             raise TypeError(f"{name}: expected a tensor of a floating type, got {getattr(value, 'dtype', type(value))}")
-        if value.ndim != 2 or value.shape[1] != x.shape[-1]:
-            raise ValueError(f"{name}: expected shape (rows, {x.shape[-1]}), got {tuple(value.shape)}")
-    return adopt(metric)(x, y)
+        columns = x.shape[-1] if x.ndim else "columns"
+        if value.ndim != 2 or value.shape[1] != columns:
+            raise ValueError(f"{name}: expected shape (rows, {columns}), got {tuple(value.shape)}")
+    return metric(x, y)

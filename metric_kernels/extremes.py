@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from metric_kernels import distances
@@ -71,6 +72,10 @@ def row_extremes(
     y = ref_emb
     batch = Batch(embeddings, labels, None, ref_emb, ref_labels)
     x, y = batch.x, None if batch.same else batch.y
+    if not len(batch.x) or not len(batch.y):
+        nothing = batch.nothing().to(embeddings.dtype).expand(len(batch.x))
+        index = torch.full((4, len(batch.x)), -1, device=embeddings.device)
+        return RowExtremes(nothing - torch.inf, nothing + torch.inf, nothing - torch.inf, nothing + torch.inf, index)
     metric, normalize, given = distance.metric, distance.normalize_embeddings, distance.metric is None
     if given:
         x, y, metric, normalize = pair_matrix(distance, x, batch.y), None, Dot, False

@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
+
 KINDS = ("total", "lse", "count", "largest", "smallest")
 SIDES = ("pos", "neg")
 _STATISTIC_ARGUMENT = re.compile(r"(row|col)(\d+)$")
@@ -78,9 +80,13 @@ class Stage:
         names = list(inspect.signature(body["pair"]).parameters)
         split = [_STATISTIC_ARGUMENT.match(n) for n in names[1:]]
         index = {side: tuple(int(m[2]) for m in split if m and m[1] == side) for side in ("row", "col")}
-        for name in ("dpair", "drow", "dcol"):
-            if name in body and list(inspect.signature(body[name]).parameters) != names:
-                raise TypeError(f"{where}.{name}: expected the arguments of pair, {names}")
+        number = len(stats)
+        values = {"pair": number, "dpair": number, "drow": number * len(index["row"]), "dcol": number * len(index["col"])}
+        for name, expected in values.items():
+            if name in body:
+                if list(inspect.signature(body[name]).parameters) != names:
+                    raise TypeError(f"{where}.{name}: expected the arguments of pair, {names}")
+                _check_values(f"{where}.{name}", body[name], len(names), expected)
         return cls(
             stats=stats,
             pair=body["pair"],
@@ -93,20 +99,45 @@ class Stage:
         )
 
 
+def _check_values(where: str, function: Callable, arguments: int, expected: int) -> None:
+    """Raises unless the function returns as many values as there are statistics to reduce."""
+    if not isinstance(function, types.FunctionType):
+        raise TypeError(f"{where}: expected a plain function, got {type(function).__name__}")
+    try:
+        values = function(*torch.full((arguments, 1), 0.5))
+    except Exception as error:
+        raise TypeError(f"{where}: cannot be run on tensors: {error}") from error
+    if not isinstance(values, tuple) or len(values) != expected:
+        given = f"{len(values)} values" if isinstance(values, tuple) else type(values).__name__
+        raise TypeError(f"{where}: expected a tuple of {expected} values, got {given}")
+
+
 class Formula:
     """The stages of one loss. Backends compile it once, so it is compared by identity."""
 
-    def __init__(self, key: str, stages: tuple[Stage, ...]):
-        self.key = key
+    def __init__(self, key: str, stages: tuple[Stage, ...], magnifies: bool = False):
+        # Classes made by one function share a qualified name; each formula has a key of its own.
+        self.key = key if key not in _FORMULAS else f"{key}#{len(_FORMULAS)}"
         self.stages = stages
         self.stats = tuple(s for stage in stages for s in stage.stats)
         self.first = tuple(sum(len(s.stats) for s in stages[:k]) for k in range(len(stages)))
         self.two_sided = any(stage.cols for stage in stages)
         self.extremes = any(s.kind in ("largest", "smallest") for s in self.stats)
+        # Whether the loss magnifies the rounding of the products beyond what is tolerable.
+        self.magnifies = magnifies
+        self.logarithms = any(s.kind == "lse" for s in self.stats)
         self.groups = tuple(_groups(stages))
         if len(self.groups) > 2:
             raise TypeError(f"{key}: expected at most one stage to read statistics of the other point, got more")
-        _FORMULAS[key] = self
+        for number, stage in enumerate(stages):
+            for side, known in (("row", stage.rows), ("col", stage.cols)):
+                for k in known:
+                    if k >= self.first[number]:
+                        raise TypeError(
+                            f"{key}: expected stage {number} to read statistics of earlier stages, {self.first[number]} in "
+                            f"number, got {side}{k}"
+                        )
+        _FORMULAS[self.key] = self
 
     def __repr__(self) -> str:
         return f"Formula({self.key!r})"

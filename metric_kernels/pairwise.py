@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -30,24 +32,25 @@ class _GramMatrix(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         x, y, s = ctx.saved_tensors
         with torch.no_grad(), no_autocast(s.device.type):
-            gx, gy = _GramMatrix._pulled(ctx, s, grad)
+            gx, gy = _GramMatrix._pulled(ctx, s, grad, ctx.needs_input_grad[:2])
         return once(gx, x, y), once(gy, x, y), None, None
 
     @staticmethod
-    def _pulled(ctx, s: Tensor, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _pulled(ctx, s: Tensor, grad: Tensor, wanted: Sequence[bool]) -> tuple[Tensor | None, Tensor | None]:
         rows, cols = ctx.points
         slope, norm_slope = ctx.metric.dvalue(s, *_norms(rows, cols), NOISE * torch.finfo(s.dtype).eps)
         grad = grad.to(s.dtype)
         if rows is cols and ctx.metric.norms:
             grad = grad.clone().fill_diagonal_(0.0)
         w = grad * slope
-        gx, gy = w @ cols.z, w.t() @ rows.z
         norm_x = (grad * norm_slope).sum(1) if ctx.free else None
         norm_y = -0.5 * w.sum(0) if ctx.free else None
         if rows is cols:
             total = None if norm_x is None else norm_x + norm_y
-            return rows.pull(gx + gy, total, ctx.dtypes[0]), None
-        return rows.pull(gx, norm_x, ctx.dtypes[0]), cols.pull(gy, norm_y, ctx.dtypes[1])
+            return rows.pull((w + w.t()) @ cols.z, total, ctx.dtypes[0]), None
+        gx = rows.pull(w @ cols.z, norm_x, ctx.dtypes[0]) if wanted[0] else None
+        gy = cols.pull(w.t() @ rows.z, norm_y, ctx.dtypes[1]) if wanted[1] else None
+        return gx, gy
 
 
 def _norms(rows: Points, cols: Points) -> tuple[Tensor, Tensor]:

@@ -36,6 +36,16 @@ class Reducer(nn.Module):
     # then a backend may reduce by itself.
     plain: str | None = None
 
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if hooks := _PML_HOOKS.intersection(cls.__dict__):
+            raise TypeError(
+                f"{cls.__qualname__}: expected of_pairs or of_anchors, got {min(hooks)}; "
+                "with that, subclass pytorch_metric_learning.reducers.BaseReducer, which is accepted too"
+            )
+        if "plain" not in cls.__dict__ and cls.__dict__.keys() & {"of_pairs", "of_anchors", "inside"}:
+            cls.plain = None
+
     def of_pairs(self, totals: Tensor, counts: Tensor, labels: Tensor) -> Tensor:
         """Reduce from sums and counts (B,) per anchor over the pair losses inside the window."""
         return _mean(totals, counts)
@@ -49,6 +59,9 @@ class Reducer(nn.Module):
         low, high = self.window
         outside = losses <= low
         return ~(outside if high == math.inf else outside | (losses >= high))
+
+
+_PML_HOOKS = {f"{name}_reduction" for name in ("element", "pos_pair", "neg_pair", "triplet", "already_reduced")}
 
 
 def _mean(totals: Tensor, counts: Tensor) -> Tensor:
@@ -87,7 +100,9 @@ class ThresholdReducer(Reducer):
 class AvgNonZeroReducer(ThresholdReducer):
     """Mean of the losses above 0; 0 if there are none."""
 
-    def __init__(self):
+    plain = "mean"
+
+    def __init__(self) -> None:
         super().__init__(low=0.0)
 
     def of_anchors(self, losses, labels):
@@ -132,13 +147,20 @@ class ClassWeightedReducer(Reducer):
     def _of(self, labels: Tensor | None, like: Tensor) -> Tensor:
         if labels is None:
             raise ValueError("labels: ClassWeightedReducer expects them, got None")
-        return self.weights.to(like.device, like.dtype)[labels.long()]
+        weights = self.weights.to(like.device, like.dtype)
+        if not torch.compiler.is_compiling() and len(labels):
+            low, high = (int(v) for v in torch.aminmax(labels))
+            if low < 0 or high >= len(weights):
+                raise IndexError(
+                    f"labels: expected classes from 0 to {len(weights) - 1}, one for each weight, got {low} to {high}"
+                )
+        return weights[labels.long()]
 
     def of_pairs(self, totals, counts, labels):
         return _mean(totals * self._of(labels, totals), counts)
 
     def of_anchors(self, losses, labels):
-        return (losses * self._of(labels, losses)).mean()
+        return (losses * self._of(labels, losses)).sum() / torch.sym_max(losses.shape[0], 1)
 
 
 class PerAnchorReducer(Reducer):

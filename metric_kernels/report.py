@@ -30,13 +30,20 @@ def report() -> str:
     else:
         lines.append(f"{'cuda':15s}no device")
     lines.append(f"{'workspace':15s}{core.workspace() >> 20} MiB")
-    requested = backends.requested(None)
-    lines.append(f"{'backend':15s}{requested or 'automatic'}" + (" (explicit)" if requested else ""))
+    lines.append(f"{'backend':15s}{_requested()}")
     for name, reason in backends.status().items():
         lines.append(f"  {name:13s}{'usable' if reason is None else reason}{_detail(name) if reason is None else ''}")
     variables = {k: v for k, v in os.environ.items() if k.startswith("METRIC_KERNELS_")}
     lines += [f"{k}={v}" for k, v in sorted(variables.items())]
     return "\n".join(lines)
+
+
+def _requested() -> str:
+    try:
+        name = backends.requested(None)
+    except ValueError as error:  # a wrong name in the environment, which is for the report to tell
+        return str(error)
+    return f"{name} (explicit)" if name else "automatic"
 
 
 def _detail(name: str) -> str:

@@ -51,7 +51,7 @@ class Call(NamedTuple):
 def row_stats(call: Call) -> tuple[tuple[Tensor, ...], Tensor]:
     """Statistics (N,) each, and the columns of extremes (K, N). Differentiable once in x and y."""
     if torch.compiler.is_compiling():
-        values, index = torch.ops.metric_kernels.row_stats(*_spelled(call))
+        values, index, _ = torch.ops.metric_kernels.row_stats(*_spelled(call))
         return values.unbind(0), index
     *values, index = _RowStats.apply(call.x, call.y, call)
     return tuple(values), index
@@ -140,9 +140,10 @@ class _RowLoss(torch.autograd.Function):
 
 
 def _pulled(ctx, grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    x, y, values, index, *_ = ctx.saved_tensors
+    x, y, values, index, scale, *_ = ctx.saved_tensors
+    rows = core.Statistics(values, index, scale)
     with torch.no_grad(), core.no_autocast(grads.device.type):
-        gx, gy = ctx.run.backward(core.Statistics(values, index), ctx.cols, grads, ctx.needs_input_grad[:2])
+        gx, gy = ctx.run.backward(rows, ctx.cols, grads, ctx.needs_input_grad[:2])
     return once(gx, x, y), once(gy, x, y)
 
 
@@ -151,9 +152,10 @@ _ARGUMENTS = (
     "bool exclude_self, bool given, bool same, str backend"
 )
 _library = torch.library.Library("metric_kernels", "DEF")
-_library.define(f"row_stats({_ARGUMENTS}) -> (Tensor, Tensor)")
+_library.define(f"row_stats({_ARGUMENTS}) -> (Tensor, Tensor, Tensor)")
 _library.define(
-    f"row_stats_backward(Tensor grads, Tensor values, Tensor index, {_ARGUMENTS}, bool want_x, bool want_y) -> (Tensor, Tensor)"
+    f"row_stats_backward(Tensor grads, Tensor values, Tensor index, Tensor scale, {_ARGUMENTS}, bool want_x, bool want_y) "
+    "-> (Tensor, Tensor)"
 )
 
 
@@ -167,6 +169,12 @@ def _spelled(call: Call) -> tuple:
 def _called(x, y, labels, ref_labels, key, metric, params, *options) -> Call:
     """The call that the arguments of an operator spell."""
     *options, backend = options
+    given = options[-2]
+    points = {"labels": (labels, len(x)), "ref_labels": (ref_labels, x.shape[1] if given else len(x if y is None else y))}
+    for name, (array, number) in points.items():
+        if array.dtype != torch.int64 or array.shape != (number,) or not array.is_contiguous():
+            expected = f"a contiguous int64 tensor of shape ({number},)"
+            raise ValueError(f"{name}: expected {expected}, got {array.dtype} of shape {tuple(array.shape)}")
     known, flat = formula(key), iter(params)
     op = Op(known, _METRICS[metric], tuple(tuple(next(flat) for _ in s.params) for s in known.stages))
     return Call(op, x, y, labels, ref_labels, *options, backend or None)
@@ -179,10 +187,10 @@ def _row_stats(x, *options):
 
 
 @torch.library.impl(_library, "row_stats_backward", "CompositeExplicitAutograd")
-def _row_stats_backward(grads, values, index, x, *options):
+def _row_stats_backward(grads, values, index, scale, x, *options):
     *options, want_x, want_y = options
     with core.no_autocast(x.device.type):
-        rows = core.Statistics(values, index)
+        rows = core.Statistics(values, index, scale)
         gx, gy = _Run(_called(x, *options)).backward(
             rows, None, grads.clone(memory_format=torch.contiguous_format), (want_x, want_y)
         )
@@ -193,12 +201,16 @@ def _row_stats_backward(grads, values, index, x, *options):
 def _(x, y, labels, ref_labels, key, *options):
     known = formula(key)
     dtype = core.arithmetic(x.dtype if y is None else torch.promote_types(x.dtype, y.dtype))
-    values = x.new_empty(len(known.stats), x.shape[0], dtype=dtype)
-    return values, x.new_empty(len(known.stats) if known.extremes else 0, x.shape[0], dtype=torch.int64)
+    number, n = len(known.stats), x.shape[0]
+    return (
+        x.new_empty(number, n, dtype=dtype),
+        x.new_empty(number if known.extremes else 0, n, dtype=torch.int64),
+        x.new_empty(number if known.logarithms else 0, n, dtype=dtype),
+    )
 
 
 @torch.library.register_fake("metric_kernels::row_stats_backward", lib=_library)
-def _(grads, values, index, x, y, *options):
+def _(grads, values, index, scale, x, y, *options):
     *_, want_x, want_y = options
     gx = torch.empty_like(x, memory_format=torch.contiguous_format) if want_x else x.new_empty(0)
     has_y = want_y and y is not None
@@ -210,10 +222,10 @@ def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(x, y, labels, ref_labels, *output)
 
 
-def _derivative(ctx, grads, _):
-    x, y, labels, ref_labels, values, index = ctx.saved_tensors
+def _derivative(ctx, grads, *_):
+    x, y, labels, ref_labels, *rows = ctx.saved_tensors
     wanted = ctx.needs_input_grad[:2]
-    gx, gy = torch.ops.metric_kernels.row_stats_backward(grads, values, index, x, y, labels, ref_labels, *ctx.options, *wanted)
+    gx, gy = torch.ops.metric_kernels.row_stats_backward(grads, *rows, x, y, labels, ref_labels, *ctx.options, *wanted)
     return gx if wanted[0] else None, gy if wanted[1] else None, *([None] * (2 + len(ctx.options)))
 
 

@@ -4,14 +4,16 @@ Every backend has the same three methods besides ``name`` and ``supports(op, dev
 are rows of (K, n) tensors, K counted over all stages of the op; ``rows`` belongs to the rows of the tile and ``cols`` to its
 columns.
 
-``stats(op, stages, tile, values, cols, index)``
-    writes the statistics of some stages, in order, to their rows of ``values`` (K, m), and to those of ``index`` the columns
-    of extremes. Stages read those before them: of the anchor from ``values``, of the other point from ``cols`` (K, n), which
-    is ``values`` if the tile is the whole matrix of a batch with itself.
+``stats(op, stages, tile, values, cols, index, scale)``
+    writes the statistics of some stages, in order, to their rows of ``values`` (K, m), to those of ``index`` the columns of
+    extremes, and to those of ``scale`` the scales of log-sum-exps. Stages read those before them: of the anchor from
+    ``values``, of the other point from ``cols`` (K, n), which is ``values`` if the tile is the whole matrix of a batch with
+    itself. A value is rounded, and a pair's share exp(t - value) of its gradient is wrong by as much; its scale makes up for
+    that: 1 / sum of exp(t - value), or 1 if the value is not finite.
 ``weights(op, tile, rows, cols, both, norm_grad)``
-    overwrites the products with dL/ds_ij. With ``both``, j is an anchor too: the two sides hold the same points, or the
-    statistics of the columns enter the loss; then dL/ds_ji is added. The row's share of the gradient with respect to the
-    squared norms goes to ``norm_grad`` (m,) unless that is None.
+    overwrites the products with dL/ds_ij, from gradients that are multiplied by the scale already. With ``both``, j is an
+    anchor too: the two sides hold the same points, or the statistics of the columns enter the loss; then dL/ds_ji is added.
+    The row's share of the gradient with respect to the squared norms goes to ``norm_grad`` (m,) unless that is None.
 ``input_grads(op, stage, tile, rows, cols, swapped) -> (inputs, m)``
     gradients with respect to the statistics that a stage reads: those of i, summed over j, or (``swapped``) those of j as
     the other point of i, again summed over j, so that nothing is ever accumulated across rows.
@@ -76,14 +78,14 @@ def finite(values: Tensor) -> Tensor:
 
 
 class StageByStage:
-    """``stats`` for a backend that has ``stage_stats(op, stage, tile, rows, cols, out, index)``: one stage at a time, given
-    the statistics of the stages before.
+    """``stats`` for a backend that has ``stage_stats(op, stage, tile, rows, cols, out, index, scale)``: one stage at a time,
+    given the statistics of the stages before.
     """
 
-    def stats(self, op: Op, stages: Sequence[int], tile: Tile, values: Tensor, cols: Tensor, index: Tensor) -> None:
+    def stats(self, op: Op, stages: Sequence[int], tile: Tile, values: Tensor, cols: Tensor, index: Tensor, scale: Tensor):
         for number in stages:
             stage, first = op.formula.stages[number], op.formula.first[number]
             out = slice(first, first + len(stage.stats))
             before = finite(values[:first]) if stage.rows else values[:0]
             others = finite(cols[:first]) if stage.cols else cols[:0]
-            self.stage_stats(op, number, tile, before, others, values[out], index[out])
+            self.stage_stats(op, number, tile, before, others, values[out], index[out], scale[out])

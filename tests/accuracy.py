@@ -45,3 +45,25 @@ def assert_accurate(actual: Tensor, exact: Tensor, plain: Tensor | None = None, 
     error = relative_error(actual, exact)
     allowed = budget(exact, actual.dtype, plain) if within is None else within
     assert error <= allowed, f"relative error {error:.2e} of a {actual.dtype} result exceeds {allowed:.2e}"
+
+
+def assert_accurate_where_terms_cancel(
+    value: Tensor,
+    exact: Tensor,
+    points: tuple[Tensor, ...],
+    grads: tuple[Tensor, ...],
+    exact_grads: tuple[Tensor, ...],
+    within: float | None = None,
+) -> None:
+    """Fails unless value and gradients are exact up to the error budget of their type, or up to ``within``, times the
+    largest entry or 1.
+
+    For batches in which all terms of a gradient may cancel, so that nothing but their rounding is left. A gradient is
+    measured by what it does to a row of length 1, since a row near 0 has a huge one.
+    """
+    lengths = [1.0, *(point.double().norm(dim=1, keepdim=True) for point in points)]
+    for length, actual, expected in zip(lengths, (value, *grads), (exact, *exact_grads), strict=True):
+        assert actual.shape == expected.shape, f"expected shape {tuple(expected.shape)}, got {tuple(actual.shape)}"
+        error, scale = (length * (actual.double() - expected)).abs(), (length * expected).abs().amax().clamp_min(1)
+        allowed = (within or BUDGET[actual.dtype]) * scale
+        assert (error <= allowed).all(), f"error {error.max():.2e} of a {actual.dtype} result exceeds {allowed:.2e}"

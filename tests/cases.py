@@ -11,6 +11,15 @@ from metric_kernels.losses import REGISTRY
 
 LOSSES = sorted(REGISTRY)
 WITH_REF = [name for name in LOSSES if name != "NPairsLoss"]
+# LiftedStructureLoss of pytorch-metric-learning mixes up row and column indices with a reference set.
+PEER_WITH_REF = [name for name in WITH_REF if name != "LiftedStructureLoss"]
+# Each loss with and without a reference set, for tests of (name, with_ref).
+SELF_AND_REF = [
+    pytest.param(name, with_ref, id=f"{name}-{'reference' if with_ref else 'self'}")
+    for name in LOSSES
+    for with_ref in (False, True)
+    if name in WITH_REF or not with_ref
+]
 PER_PAIR = ["ContrastiveLoss", "LiftedStructureLoss", "NTXentLoss"]
 PER_ROW = ["CircleLoss", "MultiSimilarityLoss", "SupConLoss"]
 
@@ -23,6 +32,16 @@ PARAMS = {
     "NTXentLoss": {"temperature": 0.4},
     "NPairsLoss": {},
     "LiftedStructureLoss": {"neg_margin": 0.8, "pos_margin": 0.1},
+}
+# What one row or pair of a random batch costs with these arguments.
+TYPICAL = {
+    "ContrastiveLoss": 1.0,
+    "MultiSimilarityLoss": 1.0,
+    "SupConLoss": 3.5,
+    "CircleLoss": 30.0,
+    "NTXentLoss": 2.9,
+    "NPairsLoss": 0.7,
+    "LiftedStructureLoss": 6.7,
 }
 
 

@@ -1,4 +1,4 @@
-"""What holds for every test: fixed seeds, and no fresh memory that happens to hold zeros."""
+"""What holds for every test: fixed seeds and examples, and no fresh memory that happens to hold zeros."""
 
 import importlib
 import sys
@@ -8,9 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
-# benchmarks/ is a folder of the repository, not of the installed package.
-sys.path.insert(0, str(Path(__file__).parents[1]))
+# benchmarks/ is a folder of the repository, not of the installed package. Last, so that PYTHONPATH can name another package.
+sys.path.append(str(Path(__file__).parents[1]))
+
+# A run must not depend on the day it is run on; the slow sweeps draw afresh and print what fails.
+settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True)

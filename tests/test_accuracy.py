@@ -4,7 +4,14 @@ import math
 
 import pytest
 import torch
-from accuracy import BUDGET, HALVES, assert_accurate, budget, relative_error
+from accuracy import (
+    BUDGET,
+    HALVES,
+    assert_accurate,
+    assert_accurate_where_terms_cancel,
+    budget,
+    relative_error,
+)
 from conftest import poisoned_numpy
 
 EXACT = torch.linspace(-3.0, 5.0, 101, dtype=torch.float64) ** 3
@@ -75,6 +82,24 @@ def test_a_badly_conditioned_problem_is_judged_by_the_plain_formula():
     refuses(off)
     assert_accurate(off, EXACT, plain=(EXACT * (1 + 4e-5)).float())
     refuses(off, plain=(EXACT * (1 + 1e-5)).float())
+
+
+def test_what_cancels_leaves_its_rounding():
+    value, point, grad = torch.tensor(3.0), torch.eye(2, 3), torch.tensor([[0.5, -4.0, 0.0], [0.0, 0.0, 0.0]])
+
+    def check(value, grad, point=point):
+        assert_accurate_where_terms_cancel(value, value_exact, (point,), (grad,), (exact_grad,))
+
+    value_exact, exact_grad = value.double(), grad.double()
+    rounding = BUDGET[torch.float32]
+    check(value, grad)
+    check(value + rounding, grad + 2 * rounding)
+    check(value, grad + 1, point=torch.full((2, 3), 1e-8))
+    for wrong in [(value + 10 * rounding, grad), (value, grad + 10 * rounding), (value * math.nan, grad), (value, -grad)]:
+        with pytest.raises(AssertionError):
+            check(*wrong)
+    with pytest.raises(AssertionError):
+        check(value, torch.full_like(grad, math.nan))
 
 
 def test_relative_error():

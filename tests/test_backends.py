@@ -1,6 +1,7 @@
 """Which backend runs, who may choose it, what it says when it cannot, and what an import costs."""
 
 import contextvars
+import importlib
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import BACKENDS, LOSSES, embeddings, reason_against, unbalanced_labels
+from cases import BACKENDS, LOSSES, backend_params, embeddings, reason_against, unbalanced_labels
 
 import metric_kernels
 from metric_kernels import backends, losses, use_backend
@@ -56,8 +57,27 @@ def run(code, *arguments, check=True, **variables):
     )
 
 
+# The instruction sets that the extension has for a processor that torch calls so.
+INSTRUCTION_SETS = {"AVX2": {"avx2"}, "AVX512": {"avx2", "avx512"}}
+
+
+def test_every_backend_is_there():
+    """A build that failed must not pass as skips. METRIC_KERNELS_TEST_WITHOUT lists what a machine cannot have."""
+    without = set(os.environ.get("METRIC_KERNELS_TEST_WITHOUT", "").split(","))
+    expected = {"native", "numba", "triton"} - without
+    found = {name for name in ("native", "numba") if reason_against(name) is None}
+    if "native" in expected & found:
+        expected |= INSTRUCTION_SETS.get(torch.backends.cpu.get_cpu_capability(), set()) - without
+        found |= set(importlib.import_module("metric_kernels._native").isas())
+    # Its interpreter is chosen when it is imported.
+    interpreted = "from metric_kernels import backends; print(backends.load('triton').unusable())"
+    if run(interpreted, TRITON_INTERPRET="1").stdout.strip() == "None":
+        found.add("triton")
+    assert not expected - found
+
+
 def test_order_of_preference(fresh_choice, monkeypatch):
-    assert backends.NAMES == ("native", "triton", "numba", "reference")
+    assert backends.NAMES == ("native", "numba", "triton", "reference")
     for expected in ON_CPU:
         assert chosen() == expected
         backends._choose.cache_clear()
@@ -67,8 +87,27 @@ def test_order_of_preference(fresh_choice, monkeypatch):
 def test_every_backend_refused(fresh_choice, monkeypatch):
     for name in backends.NAMES:
         monkeypatch.setattr(backends.load(name), "supports", lambda *_, name=name: f"{name} is off")
-    with pytest.raises(RuntimeError, match="native is off.*triton is off.*numba is off.*reference is off"):
+    with pytest.raises(RuntimeError, match="native is off.*numba is off.*triton is off.*reference is off"):
         chosen()
+
+
+@pytest.mark.filterwarnings("ignore:.*changed since the extension was built")
+@pytest.mark.parametrize("part", [losses.ContrastiveLoss, losses.ContrastiveLoss().distance.metric], ids=["loss", "metric"])
+@pytest.mark.parametrize("native", backend_params("native"))
+def test_a_formula_edited_since_the_build_is_left_to_numba(native, part, fresh_choice, monkeypatch, tmp_path):
+    module = sys.modules[part.__module__]
+    source, op = Path(module.__file__).read_text(), op_of("ContrastiveLoss")
+
+    def edited(name, text):
+        (tmp_path / name).write_text(text)
+        monkeypatch.setattr(module, "__file__", str(tmp_path / name))
+        backends._choose.cache_clear()
+        return backends.load(native).supports(op.formula, op.metric, "cpu", torch.float32)
+
+    assert edited("commented.py", source + "\n# A remark.\n") is None and chosen() == native
+    reason = edited("edited.py", source.replace("fn.step", "fn.sigmoid").replace("2.0", "2.5"))
+    assert part.__module__ in reason and "changed since the extension was built" in reason
+    assert chosen() == "numba"
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -115,7 +154,7 @@ def test_a_choice_that_cannot_run_raises_with_its_reason():
     ids=["argument", "block"],
 )
 def test_an_unknown_name_is_refused(choose, argument):
-    with pytest.raises(ValueError, match=f"{argument}: expected one of native, triton, numba, reference, got 'cuda'"):
+    with pytest.raises(ValueError, match=f"{argument}: expected one of native, numba, triton, reference, got 'cuda'"):
         choose()
 
 

@@ -3,15 +3,12 @@
 import pytest
 import torch
 from accuracy import assert_accurate
-from cases import LOSSES, PARAMS, WITH_REF, embeddings, unbalanced_labels, value_and_grads
+from cases import LOSSES, PARAMS, WITH_REF, embeddings, listed_pairs, unbalanced_labels, value_and_grads
 
-from metric_kernels import distances, losses, reducers, row_extremes, use_workspace
+from metric_kernels import distances, losses, reducers, row_extremes, tuples, use_workspace
 from metric_kernels.extremes import FORMULA
 from metric_kernels.language import Op
 from metric_kernels.metrics import METRICS, Dot, Euclidean
-
-# The number of classes with two samples depends on the data.
-ONE_GRAPH = [name for name in LOSSES if name != "NPairsLoss"]
 
 
 @pytest.fixture(autouse=True)
@@ -30,14 +27,14 @@ def assert_same(actual, expected):
         assert_accurate(grad, expected_grad)
 
 
-@pytest.mark.parametrize("name", ONE_GRAPH)
+@pytest.mark.parametrize("name", LOSSES)
 def test_one_graph(name):
     x, labels, loss = embeddings(20), unbalanced_labels(20), getattr(losses, name)(**PARAMS[name])
     function = compiled(loss)
     assert_same(value_and_grads(lambda x: function(x, labels), x), value_and_grads(lambda x: loss(x, labels), x))
 
 
-@pytest.mark.parametrize("name", [name for name in WITH_REF if name in ONE_GRAPH])
+@pytest.mark.parametrize("name", WITH_REF)
 def test_one_graph_with_a_reference_set(name):
     x, ref, labels, ref_labels = embeddings(20), embeddings(13, seed=1), unbalanced_labels(20), unbalanced_labels(13)
     loss = getattr(losses, name)()
@@ -48,10 +45,60 @@ def test_one_graph_with_a_reference_set(name):
     )
 
 
-def test_n_pairs_with_a_break():
-    x, labels, loss = embeddings(20), unbalanced_labels(20), losses.NPairsLoss()
-    function = compiled(loss, fullgraph=False)
+# A few classes or none with two samples; some reducers leave losses out.
+@pytest.mark.parametrize(
+    "make", [unbalanced_labels, torch.arange, lambda size: torch.arange(size) // 2], ids=["few", "none", "pairs"]
+)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"distance": distances.LpDistance()},
+        {"reducer": reducers.ThresholdReducer(high=1.0)},
+        {"reducer": reducers.PerAnchorReducer()},
+        {"reducer": reducers.ClassWeightedReducer(torch.arange(20.0))},
+    ],
+    ids=["default", "euclidean", "threshold", "per_anchor", "class_weighted"],
+)
+def test_n_pairs(options, make):
+    x, labels, loss = embeddings(20), make(20), losses.NPairsLoss(**options)
+    function = compiled(loss)
     assert_same(value_and_grads(lambda x: function(x, labels), x), value_and_grads(lambda x: loss(x, labels), x))
+
+
+@pytest.mark.parametrize("way", ["matrix", "rows"])
+@pytest.mark.parametrize("kind", ["pairs", "triplets", "nothing"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_listed(name, kind, way, monkeypatch):
+    monkeypatch.setattr(tuples, "_as_matrix", lambda *_: way == "matrix")
+    x, labels, loss = embeddings(20), unbalanced_labels(20), getattr(losses, name)(**PARAMS[name])
+    indices = listed_pairs(labels)
+    if kind == "triplets":
+        indices = tuple(torch.tensor(i) for i in ([0, 0, 3, 0], [1, 2, 4, 1], [5, 5, 6, 5]))
+    elif kind == "nothing":
+        indices = 4 * (torch.empty(0, dtype=torch.int64),)
+    function = compiled(loss)
+    assert_same(
+        value_and_grads(lambda x: function(x, labels, indices), x), value_and_grads(lambda x: loss(x, labels, indices), x)
+    )
+
+
+@pytest.mark.parametrize("name", WITH_REF)
+def test_listed_with_a_reference_set(name):
+    x, ref, labels, ref_labels = embeddings(20), embeddings(13, seed=1), unbalanced_labels(20), unbalanced_labels(13)
+    indices, loss = listed_pairs(labels, ref_labels), getattr(losses, name)()
+    function = compiled(loss)
+    assert_same(
+        value_and_grads(lambda x, ref: function(x, None, indices, ref), x, ref),
+        value_and_grads(lambda x, ref: loss(x, None, indices, ref), x, ref),
+    )
+
+
+@pytest.mark.parametrize("distance", [distances.LpDistance(p=1), distances.SNRDistance()], ids=["manhattan", "snr"])
+def test_listed_with_a_distance(distance):
+    x, labels, loss = embeddings(20), unbalanced_labels(20), losses.ContrastiveLoss(distance=distance)
+    indices, function = listed_pairs(labels), compiled(loss)
+    assert_same(value_and_grads(lambda x: function(x, None, indices), x), value_and_grads(lambda x: loss(x, None, indices), x))
 
 
 @pytest.mark.parametrize("name", ["LiftedStructureLoss", "MultiSimilarityLoss"])
@@ -176,10 +223,10 @@ def test_opcheck(case):
 @pytest.mark.parametrize("case", SAMPLES)
 def test_opcheck_of_the_backward(case):
     x, y, *others = sample(*SAMPLES[case])
-    values, index = torch.ops.metric_kernels.row_stats(x, y, *others)
+    values, *rest = torch.ops.metric_kernels.row_stats(x, y, *others)
     grads = torch.where(values.isfinite(), torch.randn_like(values), 0).detach()
     x, y = x.detach(), None if y is None else y.detach()
-    arguments = (grads, values.detach(), index, x, y, *others, True, y is not None)
+    arguments = (grads, values.detach(), *(t.detach() for t in rest), x, y, *others, True, y is not None)
     # Its gradient is not defined: a second derivative raises.
     tests = ("test_schema", "test_faketensor")
     torch.library.opcheck(torch.ops.metric_kernels.row_stats_backward.default, arguments, test_utils=tests)
@@ -189,7 +236,7 @@ def test_opcheck_of_the_backward(case):
 def test_the_operator_has_the_gradient_of_the_loss(metric):
     x, labels = embeddings(7, 3).requires_grad_(), torch.tensor([0, 0, 1, 1, 1, 2, 2])
     with use_workspace(0):
-        values, _ = torch.ops.metric_kernels.row_stats(*op_arguments("SupConLoss", x, None, labels, labels, metric))
+        values, *_ = torch.ops.metric_kernels.row_stats(*op_arguments("SupConLoss", x, None, labels, labels, metric))
     assert torch.autograd.gradcheck(
         lambda x: torch.ops.metric_kernels.row_stats(*op_arguments("SupConLoss", x, None, labels, labels, metric))[0], x
     )
@@ -203,10 +250,11 @@ def test_fake_shapes():
         x, y = torch.empty(6, 3, dtype=torch.bfloat16), torch.empty(4, 3)
         labels, ref_labels = torch.empty(6, dtype=torch.int64), torch.empty(4, dtype=torch.int64)
         arguments = op_arguments("NTXentLoss", x, y, labels, ref_labels)
-        values, index = torch.ops.metric_kernels.row_stats(*arguments)
+        values, index, scale = torch.ops.metric_kernels.row_stats(*arguments)
         assert (values.shape, values.dtype) == ((3, 6), torch.float32)
         assert (index.shape, index.dtype) == ((0, 6), torch.int64)
-        _, index = torch.ops.metric_kernels.row_stats(*op_arguments("row_extremes", x, y, labels, ref_labels))
-        assert index.shape == (4, 6)
-        gx, gy = torch.ops.metric_kernels.row_stats_backward(values, values, index, *arguments, True, False)
+        assert (scale.shape, scale.dtype) == ((3, 6), torch.float32)
+        _, index, scale = torch.ops.metric_kernels.row_stats(*op_arguments("row_extremes", x, y, labels, ref_labels))
+        assert index.shape == (4, 6) and scale.shape == (0, 6)
+        gx, gy = torch.ops.metric_kernels.row_stats_backward(values, values, index, scale, *arguments, True, False)
         assert (gx.shape, gx.dtype) == ((6, 3), torch.bfloat16) and gy.numel() == 0

@@ -1,11 +1,16 @@
 """The demonstration: its sampler, its recall, and one short run from the command line."""
 
+import ast
 import dataclasses
 import functools
 import json
+import os
 import re
+import shlex
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,11 +20,13 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("tqdm")
 pytest.importorskip("sklearn")
 
-from metric_kernels import cli
-from metric_kernels.demo import contenders, data, measure, pictures
+from metric_kernels import backends, cli, demo, losses
+from metric_kernels.demo import contenders, data, measure, peak, pictures
+from metric_kernels.demo.batch import clustered
 from metric_kernels.demo.network import network
 from metric_kernels.demo.retrieval import auc, pairs, recall
 from metric_kernels.demo.threads import one_thread
+from metric_kernels.demo.timing import interleaved
 from metric_kernels.demo.train import difference, train
 
 
@@ -80,7 +87,7 @@ def test_views_show_the_whole_digit_somewhere(digits):
     images = digits.images[:200]
     seen = data.views(images, torch.Generator().manual_seed(0))
     assert torch.equal(seen, data.views(images, torch.Generator().manual_seed(0)))
-    # Bilinear sampling at the same scale keeps the sum of the pixels, up to what is turned out of the field and noise.
+    # Bilinear sampling at the same scale keeps the sum of the pixels, up to what rotation takes off the canvas, and noise.
     ratio = seen.sum((1, 2, 3)) / images.sum((1, 2, 3))
     assert ratio.min() > 0.75 and ratio.max() < 1.15
     columns = torch.arange(16.0)
@@ -166,6 +173,48 @@ def test_one_thread_ends_with_the_block():
     assert torch.get_num_threads() == 2
 
 
+def test_the_measured_batch_is_clustered_and_shuffled():
+    x, labels = clustered(512, 128, 4)
+    assert x.shape == (512, 128) and torch.bincount(labels).tolist() == [4] * 128
+    assert not torch.equal(labels, labels.sort().values)
+    positive, negative = pairs(x, labels)
+    assert positive.mean().item() == pytest.approx(0.7, abs=0.05)
+    assert negative.mean().item() == pytest.approx(0.4, abs=0.05)
+    again, same = clustered(512, 128, 4)
+    assert torch.equal(again, x) and torch.equal(same, labels)
+
+
+@pytest.mark.parametrize("loss", contenders.names())
+def test_no_loss_is_at_zero_where_it_is_measured(loss):
+    x, labels = measure.batch_of(128)
+    value = contenders.build(contenders.OURS, loss, "reference")(x, labels)
+    value.backward()
+    assert value > 0 and x.grad.abs().sum() > 0
+
+
+def test_what_is_slow_is_not_repeated_for_long():
+    found = interleaved({"slow": lambda: time.sleep(0.05)}, budget_s=0.0, min_turns=2)
+    assert found["slow"].count == 2 and found["slow"].median >= 50
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+def test_peak_memory_is_that_of_the_action():
+    """In a process of its own: this one may have freed memory that hides the action's."""
+    code = """
+import torch
+from metric_kernels.demo.peak import growth
+torch.ones(2**27, dtype=torch.uint8)  # an earlier peak
+print(growth(lambda: torch.ones(2**25, dtype=torch.uint8)))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(run.stdout) == pytest.approx(2**25, rel=0.05)
+
+
+def test_a_measuring_process_that_fails_says_why():
+    with pytest.raises(RuntimeError, match=r"(?s)demo.measure PML NoLoss  64: exit status 1: .*no attribute 'NoLoss'"):
+        peak.in_processes("metric_kernels.demo.measure", [("PML", "NoLoss", "", 64)])
+
+
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setattr(measure, "BATCHES", (64, 1024))
@@ -180,7 +229,9 @@ def test_demo_writes_pictures_and_true_numbers(tmp_path, capsys, quick):
     results = json.loads((out / "results.json").read_text())
     printed = capsys.readouterr().out
 
-    assert results["loss"] == "ContrastiveLoss" and results["backend"] == "reference" and results["epochs"] == 1
+    assert results["loss"] == "ContrastiveLoss" and results["epochs"] == 1
+    assert results["backend"] == {"requested": "reference", "float32": "reference", "float64": "reference"}
+    assert "backend reference (as requested)" in printed and "metric_kernels (reference) " in printed
     assert set(results["recall"]) == {"raw pixels", "before training", "after training"}
     for at in results["recall"].values():
         assert 0.25 < at["1"] <= at["2"] <= at["4"] <= at["8"] <= 1
@@ -217,7 +268,7 @@ def test_demo_writes_pictures_and_true_numbers(tmp_path, capsys, quick):
     "options, message",
     [
         (["--loss", "Nonsense"], "--loss: expected one of .*CircleLoss.*SupConLoss.*, got Nonsense"),
-        (["--backend", "abacus"], "--backend: expected one of native, triton, numba, reference, got abacus"),
+        (["--backend", "abacus"], f"--backend: expected one of {', '.join(backends.NAMES)}, got abacus"),
         (["--epochs", "0"], "--epochs: expected 1 or more, got 0"),
         (["--batch-size", "100"], "--batch-size: expected a multiple of 6 from 12 to 1062, got 100"),
         (["--seed", "-1"], "--seed: expected 0 to .*, got -1"),
@@ -238,30 +289,78 @@ def test_folder_that_cannot_be_made_exits_2(tmp_path, capsys):
     assert "--out" in capsys.readouterr().err
 
 
-def test_unusable_backend_exits_2_with_its_reason(tmp_path, capsys, monkeypatch):
-    def unusable(*_):
-        raise RuntimeError("backend 'numba' cannot run this: numba is not installed")
-
-    monkeypatch.setattr(measure, "step", unusable)
-    assert cli.main(["demo", "--backend", "numba", "--out", str(tmp_path)]) == 2
-    assert capsys.readouterr().err == (
-        "metric-kernels demo: --backend: backend 'numba' cannot run this: numba is not installed\n"
-    )
+def test_the_backend_that_ran_is_named(monkeypatch):
+    monkeypatch.delenv("METRIC_KERNELS_BACKEND", raising=False)
+    automatic = contenders.ran("CircleLoss", None)
+    assert set(automatic) == {"float32", "float64"} and set(automatic.values()) <= set(backends.NAMES)
+    monkeypatch.setenv("METRIC_KERNELS_BACKEND", "reference")
+    assert set(contenders.ran("CircleLoss", None).values()) == {"reference"}
 
 
-@pytest.mark.parametrize("package", ["matplotlib", "sklearn", "tqdm", "pytorch_metric_learning"])
+@pytest.mark.parametrize("how", ["option", "variable"])
+def test_unusable_backend_exits_2_with_its_reason(how, tmp_path, capsys, monkeypatch):
+    """The demonstration trains in float64 too, which Triton cannot, wherever it runs."""
+    monkeypatch.setenv("METRIC_KERNELS_BACKEND", "triton" if how == "variable" else "reference")
+    options = ["--backend", "triton"] if how == "option" else []
+    assert cli.main(["demo", *options, "--out", str(tmp_path / "out")]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    name = {"option": "--backend", "variable": "METRIC_KERNELS_BACKEND"}[how]
+    assert captured.err.startswith(f"metric-kernels demo: {name}: backend 'triton' cannot run")
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_backend_in_the_environment_exits_2(capsys, monkeypatch):
+    monkeypatch.setenv("METRIC_KERNELS_BACKEND", "cuda")
+    assert cli.main(["demo"]) == 2
+    expected = f"METRIC_KERNELS_BACKEND: expected one of {', '.join(backends.NAMES)}, got 'cuda'"
+    assert capsys.readouterr().err == f"metric-kernels demo: {expected}\n"
+
+
+@pytest.mark.parametrize("package", demo.NEEDS)
 def test_missing_package_exits_2_and_says_how_to_install(package, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, package, None)
     assert cli.main(["demo"]) == 2
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1
-    assert package in captured.err and "pip install 'metric-kernels[demo]'" in captured.err
+    assert captured.err.endswith(f"run: pip install {shlex.quote(demo.NEEDS[package])}\n")
+
+
+def test_the_packages_are_those_of_the_extra():
+    project = Path(__file__).parents[1].joinpath("pyproject.toml").read_text(encoding="utf-8")
+    (extra,) = re.findall(r"^demo = (\[.*\])$", project, re.M)
+    assert sorted(ast.literal_eval(extra)) == sorted(demo.NEEDS.values())
+
+
+def test_help_lists_the_losses(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["demo", "--help"])
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in (*losses.REGISTRY, *backends.NAMES))
+    assert "(default: 15)" in printed and "None" not in printed
 
 
 def test_report(monkeypatch, capsys):
     monkeypatch.setattr("metric_kernels.report", lambda: "backends: all well", raising=False)
     assert cli.main(["report"]) == 0
     assert capsys.readouterr().out == "backends: all well\n"
+
+
+def test_the_report_tells_a_wrong_variable_and_all_the_rest():
+    environment = {**os.environ, "METRIC_KERNELS_BACKEND": "cuda"}
+    command = [sys.executable, "-m", "metric_kernels"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    expected = f"METRIC_KERNELS_BACKEND: expected one of {', '.join(backends.NAMES)}, got 'cuda'"
+    assert f"{'backend':15s}{expected}" in run.stdout.splitlines()
+    assert re.search(r"^  reference +usable$", run.stdout, re.M) and "METRIC_KERNELS_BACKEND=cuda" in run.stdout
+
+
+def test_a_reader_that_leaves_is_no_error():
+    command = [sys.executable, "-m", "metric_kernels"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        child.stdout.close()
+        assert child.stderr.read() == ""
+    assert child.returncode == 0
 
 
 def test_library_and_command_do_not_import_the_extra():

@@ -149,3 +149,11 @@ def test_empty(rows, columns):
     ref_labels = None if columns is None else torch.zeros(columns, dtype=torch.int64)
     found = row_extremes(torch.ones(rows, 2), torch.zeros(rows, dtype=torch.int64), ref, ref_labels)
     assert found.indices.shape == (4, rows) and (found.indices == -1).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_empty_reference_set(backend):
+    x = embeddings(5).requires_grad_()
+    found = row_extremes(x, torch.arange(5), x[:0], torch.arange(0), backend=backend)
+    assert all((v == sign * torch.inf).all() for v, sign in zip(found[:4], (-1, 1, -1, 1)))
+    assert (found.indices == -1).all() and found.indices.shape == (4, 5)

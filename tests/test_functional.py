@@ -1,5 +1,8 @@
 """The losses as functions."""
 
+import inspect
+import pickle
+
 import pytest
 import torch
 from cases import LOSSES, PARAMS, embeddings, listed_pairs, unbalanced_labels
@@ -40,8 +43,33 @@ def test_a_reference_set_and_a_distance():
     assert torch.equal(value, loss(x, labels, None, ref, ref_labels))
 
 
-def test_names_and_docstrings():
-    assert functional.ntxent_loss.__name__ == "ntxent_loss"
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_signature_is_that_of_the_call_and_of_the_constructor(name):
+    cls, function = getattr(losses, name), getattr(functional, NAMES[name])
+    call = list(inspect.signature(losses.PairLoss.forward).parameters)[1:]
+    own, base = (inspect.signature(c).parameters for c in (cls, losses.PairLoss))
+    found = inspect.signature(function).parameters
+    assert list(found) == [*call, *(n for n in own if n != "kwargs"), *base]
+    constructor = {**base, **own}
+    for argument, parameter in found.items():
+        if argument not in call:
+            assert parameter.kind is parameter.KEYWORD_ONLY
+            assert parameter.default == constructor[argument].default
+    defaults = {n: p.default for n, p in found.items() if n not in call}
+    x, labels = embeddings(12), unbalanced_labels(12)
+    assert torch.equal(function(x, labels, **defaults), cls()(x, labels))
+
+
+@pytest.mark.parametrize("name", NAMES.values())
+def test_names_and_docstrings(name):
+    function = getattr(functional, name)
+    assert function.__name__ == function.__qualname__ == name
+    assert pickle.loads(pickle.dumps(function)) is function
+    # Indented as it should be, or no tool finds the sections.
+    assert "\nArgs:\n" in function.__doc__ and "kwargs" not in function.__doc__
+
+
+def test_a_docstring_is_that_of_the_loss():
     assert "Normalised temperature-scaled cross entropy" in functional.ntxent_loss.__doc__
 
 

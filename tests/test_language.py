@@ -71,15 +71,29 @@ def test_derivatives_of_stages(name, number, options):
                 torch.testing.assert_close(slope, expected, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("name, number", STAGES)
+def has_kink(stage):
+    return bool({"relu", "step"} & set(stage.dpair.__code__.co_names))
+
+
+@pytest.mark.parametrize(
+    "name, number", [p for p in STAGES if has_kink(getattr(losses, p.values[0]).formula.stages[p.values[1]])]
+)
 def test_random_values_reach_both_sides_of_every_kink(name, number):
     """Otherwise the test above would see one branch only."""
     stage = getattr(losses, name).formula.stages[number]
     v, rows, cols = samples(), [samples() for _ in stage.rows], [samples() for _ in stage.cols]
-    slopes = [expanded(s).detach() for s in stage.dpair(v, *rows, *cols, *params_of(name, number, PARAMS[name]))]
-    code = stage.dpair.__code__
-    if {"relu", "step"} & set(code.co_names):
-        assert any(0 < (s == 0).sum() < SAMPLES for s in slopes)
+    slopes = stage.dpair(v, *rows, *cols, *params_of(name, number, PARAMS[name]))
+    # The derivative of a count is the number 0.
+    assert all(0 < (slope == 0).sum() < SAMPLES for slope in slopes if isinstance(slope, torch.Tensor))
+
+
+def test_formulas_with_a_kink():
+    stages = {name: getattr(losses, name).formula.stages for name in LOSSES}
+    assert {name for name in LOSSES if any(map(has_kink, stages[name]))} == {
+        "CircleLoss",
+        "ContrastiveLoss",
+        "LiftedStructureLoss",
+    }
 
 
 @pytest.mark.parametrize("empty", [torch.finfo(torch.float64).min, torch.finfo(torch.float32).min], ids=["float64", "float32"])
@@ -304,3 +318,105 @@ def test_op_is_all_that_a_backend_is_told(backend):
     op = Op(loss.formula, loss.distance.metric, loss._params())
     assert op.params == ((-1.0, 0.25), (-1.0, 0.25, -torch.inf, torch.inf))
     assert hash(op) == hash(Op(loss.formula, loss.distance.metric, loss._params()))
+
+
+def factory(scale):
+    class Scaled(PairLoss):
+        stats = (total("pos"),)
+
+        def pair(v):
+            return (scale * v,)
+
+        def dpair(v):
+            return (scale,)
+
+        def row(positive):
+            return positive
+
+    return Scaled
+
+
+def test_classes_of_one_name_have_formulas_of_their_own():
+    x, labels = torch.randn(9, 4, dtype=torch.float64), torch.arange(9) % 3
+    one, minus_three = factory(1.0)(), factory(-3.0)()
+    assert one.formula.key != minus_three.formula.key
+    compiled = [torch.compile(loss, fullgraph=True, backend="aot_eager") for loss in (one, minus_three)]
+    torch.testing.assert_close(compiled[1](x, labels), -3 * compiled[0](x, labels))
+
+
+def body(**functions):
+    return lambda: type(
+        "Wrong", (PairLoss,), {"__module__": __name__, "row": lambda p: p, "stats": (total("pos"),), **functions}
+    )
+
+
+@pytest.mark.parametrize(
+    "define, message",
+    [
+        (body(pair=lambda v: v, dpair=lambda v: (1.0,)), "Wrong.pair: expected a tuple of 1 values, got Tensor"),
+        (body(pair=lambda v: (v,), dpair=lambda v: (1.0, 2.0)), "Wrong.dpair: expected a tuple of 1 values, got 2 values"),
+        (body(pair=lambda v: (v.nothing,), dpair=lambda v: (1.0,)), "Wrong.pair: cannot be run on tensors: .*nothing"),
+        (body(pair=lambda v, row0: (v,), dpair=lambda v, row0: (1.0,)), "stage 0 to read statistics of earlier .* got row0"),
+        (body(pair=staticmethod(lambda v: (v,)), dpair=lambda v: (1.0,)), "Wrong.pair: expected a plain function"),
+        (lambda: type("Wrong", (losses.SupConLoss,), {"dpair": lambda v: (1.0,)}), "Wrong: expected pair beside dpair"),
+    ],
+    ids=["no_tuple", "too_many", "fails", "later_statistic", "static", "half"],
+)
+def test_a_wrong_formula_is_refused_where_it_is_defined(define, message):
+    with pytest.raises(TypeError, match=message):
+        define()
+
+
+def test_a_parameter_must_be_a_number():
+    for value, given in (("hot", "'hot'"), (None, "None")):
+        with pytest.raises(TypeError, match=f"temperature: the formula of SupConLoss expects a number, got {given}"):
+            losses.SupConLoss(temperature=value)(torch.randn(4, 2), torch.tensor([0, 0, 1, 1]))
+
+
+class Relative(PairLoss):
+    """Log-sum-exps of similarities less those of the other point's negatives, which count as constants."""
+
+    class Negatives:
+        stats = (lse("neg"),)
+
+        def pair(v):
+            return (v,)
+
+        def dpair(v):
+            return (1.0,)
+
+    class Positives:
+        stats = (lse("pos"),)
+
+        def pair(v, col0):
+            return (2.0 * v - col0,)
+
+        def dpair(v, col0):
+            return (2.0,)
+
+    def row(negatives, positives):
+        return positives
+
+
+@pytest.mark.parametrize("backend", backend_params("numba", "reference"))
+def test_a_log_sum_exp_of_statistics_of_the_other_point(backend):
+    labels, ref_labels, x, ref = torch.arange(12) % 3, torch.arange(9) % 3, embeddings(12), embeddings(9, seed=1)
+    actual = value_and_grads(lambda x, ref: Relative(backend=backend)(x, labels, None, ref, ref_labels), x, ref)
+
+    def dense(x, ref):
+        s, same = normalize(x) @ normalize(ref).T, labels[:, None] == ref_labels
+        others = s.masked_fill(same, -torch.inf).logsumexp(0).detach()
+        return (2 * s - others).masked_fill(~same, -torch.inf).logsumexp(1).mean()
+
+    expected = value_and_grads(dense, x, ref)
+    assert_accurate(actual[0], expected[0])
+    for grad, exact in zip(actual[1], expected[1], strict=True):
+        assert_accurate(grad, exact)
+
+
+def test_gradients_through_statistics_need_totals():
+    functions = {"pair": lambda v, row0: (v + row0,), "dpair": lambda v, row0: (1.0,), "drow": lambda v, row0: (1.0,)}
+    first = type("First", (), {"stats": (total("neg"),), "pair": lambda v: (v,), "dpair": lambda v: (1.0,)})
+    second = type("Second", (), {"stats": (lse("pos"),), **functions})
+    with pytest.raises(TypeError, match=r"Wrong: expected totals and counts in a stage with drow or dcol, got \['lse'\]"):
+        type("Wrong", (PairLoss,), {"first": first, "second": second, "row": lambda a, b: a})

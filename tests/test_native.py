@@ -1,12 +1,14 @@
 """The compiled extension by itself: every argument is checked, and every instruction set gives the same numbers."""
 
 import threading
+import time
 
 import numpy as np
 import pytest
 import torch
-from accuracy import BUDGET, relative_error
+from accuracy import relative_error
 from cases import LOSSES, embeddings, unbalanced_labels, value_and_grads
+from truth import check_self
 
 from metric_kernels import distances, losses
 from metric_kernels.extremes import FORMULA as EXTREMES
@@ -17,7 +19,7 @@ ROWS, COLUMNS = 3, 5
 TILE = ["formula", "metric", "s", "labels", "ref_labels", "row", "diagonal", "p", "q", "eps", "params", "threads"]
 SIDES = ["statistics", "gradients", "index", "ref_statistics", "ref_gradients", "ref_index"]
 ENTRIES = {
-    "stats": [*TILE, "first", "last", "statistics", "ref_statistics", "index"],
+    "stats": [*TILE, "first", "last", "statistics", "ref_statistics", "index", "scale"],
     "weights": [*TILE, *SIDES, "both", "norm_grad"],
     "input_grads": [*TILE, "stage", *SIDES, "swapped", "out"],
     "epilogue": ["formula", "row_params", "windows", "required", "statistics", "grads"],
@@ -53,6 +55,7 @@ def arguments(entry, formula=losses.LiftedStructureLoss.formula, params=(1.0, 1.
         "statistics": floats(number, ROWS),
         "gradients": floats(number, ROWS),
         "index": np.zeros((number, ROWS), np.int64) if formula.extremes else None,
+        "scale": floats(number, ROWS) if formula.logarithms else None,
         "ref_statistics": floats(number, COLUMNS),
         "ref_gradients": floats(number, COLUMNS),
         "ref_index": np.zeros((number, COLUMNS), np.int64) if formula.extremes else None,
@@ -123,12 +126,12 @@ MATRIX_MISTAKES = {
     "rows_reversed": (lambda a: a[::-1], ValueError),
 }
 WRITTEN = {
-    "stats": ["s", "statistics", "index"],
+    "stats": ["s", "statistics", "index", "scale"],
     "weights": ["s", "norm_grad"],
     "input_grads": ["s", "out"],
     "epilogue": ["grads"],
 }
-MATRICES = {"s", "out", "grads", *SIDES}
+MATRICES = {"s", "out", "grads", "scale", *SIDES}
 # How the messages call what stands on either side.
 NAMES = {"ref_statistics": "statistics", "ref_gradients": "gradients", "ref_index": "index"}
 
@@ -282,32 +285,20 @@ def test_rows_that_are_far_apart(tmp_path):
     assert np.array_equal(again["statistics"], given["statistics"])
 
 
-@pytest.fixture
-def each_isa():
-    """Every instruction set of this processor, the one in use restored at the end."""
+@pytest.fixture(params=native.isas())
+def isa(request):
+    """Each instruction set of this processor, the one in use restored at the end."""
     before = native.isa()
-    yield native.isas()
+    native.use_isa(request.param)
+    yield request.param
     native.use_isa(before)
-
-
-def step(name, dtype, backend="native", size=150):
-    """Value and gradient in one vector."""
-    x, labels = embeddings(size, 32, dtype=dtype), unbalanced_labels(size, classes=6)
-    loss = getattr(losses, name)(backend=backend)
-    value, (grad,) = value_and_grads(lambda x: loss(x, labels), x)
-    return torch.cat([value[None], grad.flatten()]).double()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", LOSSES)
-def test_instruction_sets_agree(name, dtype, each_isa):
-    results = []
-    for isa in each_isa:
-        native.use_isa(isa)
-        assert native.isa() == isa
-        results.append(step(name, dtype))
-    for result in results[1:]:
-        assert relative_error(result, results[0]) < BUDGET[dtype]
+def test_every_instruction_set(name, dtype, isa):
+    assert native.isa() == isa
+    check_self(name, getattr(losses, name)(backend="native"), dtype, 257, 64, "unbalanced")
 
 
 def test_an_unknown_instruction_set_is_refused():
@@ -316,15 +307,19 @@ def test_an_unknown_instruction_set_is_refused():
 
 
 @pytest.mark.parametrize("name", ["CircleLoss", "MultiSimilarityLoss", "NTXentLoss"])
-def test_weights_see_the_exponents_that_the_statistics_saw(name, each_isa):
+def test_weights_see_the_exponents_that_the_statistics_saw(name, isa):
     """Plain torch rounds an exponent the same way in both; an unrounded one would move a weight by its last place."""
-    expected = step(name, torch.float32, backend="reference")
-    for isa in each_isa:
-        native.use_isa(isa)
-        assert relative_error(step(name, torch.float32), expected) < 5e-7
+    x, labels = embeddings(150, 32, dtype=torch.float32), unbalanced_labels(150, classes=6)
+
+    def step(backend):
+        loss = getattr(losses, name)(backend=backend)
+        value, (grad,) = value_and_grads(lambda x: loss(x, labels), x)
+        return torch.cat([value[None], grad.flatten()]).double()
+
+    assert relative_error(step("native"), step("reference")) < 5e-7
 
 
-def test_exp():
+def test_exp(isa):
     x = np.linspace(-100, 100, 2_000_001, dtype=np.float32)
     y = native.exp(x)
     exact = np.exp(x.astype(np.float64))
@@ -335,7 +330,7 @@ def test_exp():
     assert native.exp(np.float32([0.0, -0.0])).tolist() == [1.0, 1.0]
 
 
-def test_exp_of_special_values():
+def test_exp_of_special_values(isa):
     assert np.isnan(native.exp(np.float32([np.nan]))).all()
     assert native.exp(np.float32([np.inf, -np.inf, 1e30, -1e30])).tolist() == [np.inf, 0.0, np.inf, 0.0]
     assert native.exp(np.zeros((0, 2), np.float32)).shape == (0, 2)
@@ -372,6 +367,40 @@ def test_threads_do_not_change_a_bit(name, dtype):
         assert torch.equal(value, results[0][0]) and torch.equal(grad, results[0][1])
 
 
+def longest_silence(function):
+    """The longest time in which another thread did not come to run during a call, as a fraction of the call."""
+    stamps, running, stop = [], threading.Event(), threading.Event()
+
+    def tick():
+        running.set()
+        while not stop.is_set():
+            stamps.append(time.perf_counter())
+            time.sleep(0)
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    assert running.wait(10)
+    try:
+        start = time.perf_counter()
+        function()
+        end = time.perf_counter()
+    finally:
+        stop.set()
+        thread.join()
+    during = [start, *(t for t in stamps if start < t < end), end]
+    return max(b - a for a, b in zip(during, during[1:])) / (end - start)
+
+
+def lets_others_run(function):
+    # A busy machine may silence the other thread once; a held lock does it every time.
+    return min(longest_silence(function) for _ in range(5)) < 0.5
+
+
+def test_the_silence_of_other_threads_is_heard():
+    assert lets_others_run(lambda: time.sleep(0.2))
+    assert not lets_others_run(lambda: sum(range(5_000_000)))
+
+
 def test_other_threads_go_on_during_a_call():
     size = 3000
     given = arguments("stats", losses.CircleLoss.formula, (80.0, 1.4, -0.4, 0.6, 0.4))
@@ -383,28 +412,10 @@ def test_other_threads_go_on_during_a_call():
         "p": None,
         "q": None,
         "statistics": np.empty((2, size)),
+        "scale": np.empty((2, size)),
         "ref_statistics": None,
     }
-    ticks, running = [0], threading.Event()
-    stop = threading.Event()
-
-    def tick():
-        running.set()
-        while not stop.is_set():
-            ticks[0] += 1
-
-    thread = threading.Thread(target=tick)
-    thread.start()
-    assert running.wait(10)
-    try:
-        before = ticks[0]
-        call("stats", given)
-        during = ticks[0] - before
-    finally:
-        stop.set()
-        thread.join()
-    # With the lock held there would be none but those of one switch before and one after.
-    assert during > 10_000
+    assert lets_others_run(lambda: call("stats", given))
 
 
 @pytest.mark.parametrize("with_self", [False, True])
@@ -423,6 +434,7 @@ def test_the_point_itself_is_found_in_every_chunk(size, with_self):
         "p": None,
         "q": None,
         "statistics": np.full((len(formula.stats), size), np.nan, np.float32),
+        "scale": np.full((len(formula.stats), size), np.nan, np.float32),
         "ref_statistics": None,
     }
     call("stats", given)

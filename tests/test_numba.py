@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from accuracy import assert_accurate
-from cases import LOSSES, embeddings, value_and_grads
+from cases import BACKENDS, LOSSES, embeddings, value_and_grads
 
 from metric_kernels import backends, extremes, fn, losses, row_extremes
 from metric_kernels.distances import LpDistance
@@ -288,8 +288,9 @@ class Contract:
         out = slice(first, first + len(self.op.formula.stages[stage].stats))
         values = self.mine.values[:, self.rows].clone()
         index = torch.full(values.shape, -9)
-        backends.load(name).stats(self.op, [stage], self.tile, values, self.other.values, index)
-        return values[out], index[out]
+        scale = torch.ones_like(values)
+        backends.load(name).stats(self.op, [stage], self.tile, values, self.other.values, index, scale)
+        return values[out], index[out], scale[out]
 
     def weights(self, name, both, norms):
         tile = self.tile._replace(s=self.tile.s.clone())
@@ -319,7 +320,7 @@ def test_kernels_are_those_of_the_reference_backend(case, metric, dtype, same):
     given = Contract(case, metric, same, dtype)
     exact = given.to(torch.float64)
     for number, stage in enumerate(case.stages):
-        (found, index), (plain, columns) = given.stats("numba", number), given.stats("reference", number)
+        (found, index, _), (plain, columns, _) = given.stats("numba", number), given.stats("reference", number)
         assert_rows_accurate(found, plain, exact.stats("reference", number)[0])
         assert torch.equal(index, columns)
         for swapped, slope in ((False, stage.drow), (True, stage.dcol)):
@@ -358,7 +359,7 @@ def test_extremes_that_are_infinite_or_not_a_number():
     s[2, 5], s[3, 31], s[4, 20:] = math.nan, -math.nan, -math.inf
     s[5, ::2] = math.inf
     s[6] = 0.0
-    (found, index), (expected, columns) = given.stats("numba", 0), given.stats("reference", 0)
+    (found, index, _), (expected, columns, _) = given.stats("numba", 0), given.stats("reference", 0)
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
     assert torch.equal(index, columns)
 
@@ -368,8 +369,24 @@ def test_log_sum_exp_of_numbers_that_are_not_finite(wrong):
     given = Contract(losses.MultiSimilarityLoss.formula, Dot, True, torch.float32)
     given.tile.s[::2, ::3] = wrong
     given.tile.s[3] = wrong
-    (found, _), (expected, _) = given.stats("numba", 0), given.stats("reference", 0)
+    (found, _, scale), (expected, _, other) = given.stats("numba", 0), given.stats("reference", 0)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5, equal_nan=True)
+    for values, scales in ((found, scale), (expected, other)):
+        assert (scales[~values.isfinite()] == 1).all() and scales.isfinite().all()
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_the_scale_of_a_log_sum_exp_makes_up_for_its_rounding(name):
+    given = Contract(losses.SupConLoss.formula, Dot, False, torch.float32)
+    given.op = given.op._replace(params=((-1.0, 1.0),))  # pair values themselves
+    given.tile.s.mul_(100)
+    values, _, scale = given.stats(name, 0)
+    negative = given.tile.labels[:, None] != given.tile.ref_labels
+    for k, mask in enumerate((~negative, negative)):
+        exact = given.tile.s.double().masked_fill(~mask, -math.inf).logsumexp(1)
+        assert (scale[k, exact.isneginf()] == 1).all()
+        torch.testing.assert_close(values[k].double() - scale[k].double().log(), exact, rtol=0.0, atol=5e-7)
+    assert (values[1] - exact).abs().max() > 1e-6
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -487,7 +504,8 @@ class LargePass:
         self.index = torch.empty(0, n, dtype=torch.int64)
 
     def run(self):
-        backend.BACKEND.stage_stats(self.op, 0, self.tile, self.values[:0], self.values[:0], self.values, self.index)
+        none, scale = self.values[:0], torch.ones_like(self.values)
+        backend.BACKEND.stage_stats(self.op, 0, self.tile, none, none, self.values, self.index, scale)
         side = Side(self.values, self.grads, self.index)
         backend.BACKEND.weights(self.op, self.tile, side, side, True, None)
         return self.values.numpy(), self.tile.s.numpy()

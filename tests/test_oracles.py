@@ -1,15 +1,13 @@
 """The oracles against pytorch-metric-learning in float64, the dense baselines of the benchmark against the oracles."""
 
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from cases import LOSSES, PARAMS, PER_PAIR, PER_ROW, TYPICAL, embeddings, listed_pairs, unbalanced_labels, value_and_grads
+from cases import PEER_WITH_REF as WITH_REF
 from oracles import ORACLES
 from pytorch_metric_learning import distances, losses, reducers
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.dense import DENSE
 
@@ -64,73 +62,10 @@ def peer_reducer(reducer):
     return Flattened(named[reducer]())
 
 
-PARAMS = {
-    "ContrastiveLoss": {"pos_margin": 0.3, "neg_margin": 1.2},
-    "MultiSimilarityLoss": {"alpha": 3.0, "beta": 20.0, "base": 0.3},
-    "SupConLoss": {"temperature": 0.3},
-    "CircleLoss": {"m": 0.25, "gamma": 10},
-    "NTXentLoss": {"temperature": 0.4},
-    "NPairsLoss": {},
-    "LiftedStructureLoss": {"neg_margin": 0.8, "pos_margin": 0.1},
-}
-# What one row or pair of a random batch costs with these parameters.
-TYPICAL = {
-    "ContrastiveLoss": 1.0,
-    "MultiSimilarityLoss": 1.0,
-    "SupConLoss": 3.5,
-    "CircleLoss": 30.0,
-    "NTXentLoss": 2.9,
-    "NPairsLoss": 0.7,
-    "LiftedStructureLoss": 6.7,
-}
-
-LOSSES = list(ORACLES)
-# NPairsLoss takes no reference set, LiftedStructureLoss of the peer mixes up row and column indices with one.
-WITH_REF = [name for name in LOSSES if name not in ("NPairsLoss", "LiftedStructureLoss")]
-PER_PAIR = ["ContrastiveLoss", "NTXentLoss", "LiftedStructureLoss"]
-PER_ROW = ["MultiSimilarityLoss", "SupConLoss", "CircleLoss"]
-
-
 def label_of(key):
     if key[0] == "class_weighted":
         return "class_weighted"
     return key if isinstance(key, str) else "-".join(map(str, key))
-
-
-def embeddings(size, dim=6, seed=0):
-    return torch.randn(size, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def unbalanced_labels(size, seed=0, classes=4):
-    """Classes of very different sizes; the last two rows are alone in theirs."""
-    generator = torch.Generator().manual_seed(seed)
-    weights = 0.5 ** torch.arange(classes, dtype=torch.float64)
-    labels = torch.multinomial(weights, size, replacement=True, generator=generator)
-    labels[-2:] = torch.tensor([classes, classes + 1])
-    return labels
-
-
-def listed_pairs(labels, ref_labels=None):
-    """Random positive and negative pairs with repetitions, not in order of the anchor."""
-    generator = torch.Generator().manual_seed(0)
-    same = labels[:, None] == (labels if ref_labels is None else ref_labels)
-    negative = ~same
-    if ref_labels is None:
-        same.fill_diagonal_(False)
-    result = []
-    for mask in (same, negative):
-        pairs = mask.nonzero()
-        pick = torch.randint(len(pairs), (30,), generator=generator)
-        result += list(pairs[pick].unbind(1))
-    return tuple(result)
-
-
-def value_and_grads(loss, *inputs, connected=True):
-    """Value and gradients; the value must depend on every input unless connected is False."""
-    leaves = [t.detach().clone().requires_grad_() for t in inputs if t is not None]
-    value = loss(*leaves)
-    grads = torch.autograd.grad(value, leaves, allow_unused=not connected, materialize_grads=not connected)
-    return value.detach(), grads
 
 
 def assert_same(actual, expected, rtol=RTOL):
@@ -358,10 +293,14 @@ DEGENERATE = {
 NEEDS_ONE_KIND = ("ContrastiveLoss", "MultiSimilarityLoss")
 
 
-@pytest.mark.parametrize(
-    "reducer", [None, *REDUCERS, ("threshold", 0.3, 1.0)], ids=lambda key: "default" if key is None else label_of(key)
-)
-@pytest.mark.parametrize("case", DEGENERATE)
+# Every case with the default reducer, one of them with every other.
+DEGENERATE_REDUCTIONS = [pytest.param(case, None, id=case) for case in DEGENERATE] + [
+    pytest.param("all different", reducer, id=f"all different-{label_of(reducer)}")
+    for reducer in [*REDUCERS, ("threshold", 0.3, 1.0)]
+]
+
+
+@pytest.mark.parametrize("case, reducer", DEGENERATE_REDUCTIONS)
 @pytest.mark.parametrize("name", LOSSES)
 def test_degenerate_batches(name, case, reducer):
     size, dim, labels = DEGENERATE[case]

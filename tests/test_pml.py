@@ -5,13 +5,11 @@ import inspect
 import pytest
 import torch
 from accuracy import assert_accurate
-from cases import LOSSES, PARAMS, QUICK_BACKENDS, embeddings, unbalanced_labels, value_and_grads
+from cases import LOSSES, PARAMS, PEER_WITH_REF, QUICK_BACKENDS, embeddings, unbalanced_labels, value_and_grads
 from pytorch_metric_learning import losses as peer_losses
 
 from metric_kernels import losses
 
-# With a reference set NPairsLoss is not defined, and the peer's LiftedStructureLoss takes columns for rows.
-WITH_REF = [name for name in LOSSES if name not in ("NPairsLoss", "LiftedStructureLoss")]
 SIZES = [4, 20, 90]
 # torch.nn.functional.softplus, in the peer's circle loss, is 2e-9 off above 20.
 WITHIN = 1e-8
@@ -60,7 +58,7 @@ def test_batch(name, backend, size, options):
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("backend", QUICK_BACKENDS)
-@pytest.mark.parametrize("name", WITH_REF)
+@pytest.mark.parametrize("name", PEER_WITH_REF)
 def test_reference_set(name, backend, size):
     labels, ref_labels = labels_of(size), labels_of(31, seed=1)
     loss, peer = getattr(losses, name)(backend=backend), getattr(peer_losses, name)()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from accuracy import assert_accurate
+from accuracy import assert_accurate, assert_accurate_where_terms_cancel
 from cases import BACKENDS, LOSSES, PARAMS, QUICK_BACKENDS, WITH_REF, value_and_grads
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,9 +10,6 @@ from oracles import ORACLES
 
 from benchmarks.dense import DENSE
 from metric_kernels import losses
-
-# A run must not depend on the day it is run on.
-REPEATABLE = settings(deadline=None, derandomize=True, database=None)
 
 
 @st.composite
@@ -30,7 +27,7 @@ def batches(draw, rows=12, dim=6):
     return x, torch.tensor(labels, dtype=torch.int64)
 
 
-def assert_close(name, backend, dtype, x, labels, ref=None, ref_labels=None):
+def check(name, backend, dtype, x, labels, ref=None, ref_labels=None):
     # Not the default margins: a zero row is at distance 1 of all others.
     loss = getattr(losses, name)(**PARAMS[name], backend=backend)
     inputs = tuple(t if t is None else t.to(dtype) for t in (x, ref))
@@ -40,44 +37,39 @@ def assert_close(name, backend, dtype, x, labels, ref=None, ref_labels=None):
         assert value == 0 and not any(grad.any() for grad in grads)
         return
     exact, exact_grads = value_and_grads(lambda x, ref=None: ORACLES[name](x, labels, ref, ref_labels, **PARAMS[name]), *inputs)
-    rtol = {torch.float64: 1e-9, torch.float32: 1e-3}[dtype]
-    torch.testing.assert_close(value.double(), exact.double(), rtol=rtol, atol=rtol)
-    for point, grad, exact_grad in zip([t for t in inputs if t is not None], grads, exact_grads, strict=True):
-        # By what it does to a row of length 1, since a row near 0 has a huge gradient.
-        scale = point.norm(dim=1, keepdim=True)
-        actual, expected = grad.double() * scale, exact_grad.double() * scale
-        torch.testing.assert_close(actual, expected, rtol=0, atol=rtol * (1 + expected.abs().max().item()))
+    points = tuple(t for t in inputs if t is not None)
+    assert_accurate_where_terms_cancel(value, exact, points, grads, exact_grads)
 
 
 @pytest.mark.parametrize("backend", QUICK_BACKENDS)
 @pytest.mark.parametrize("name", LOSSES)
-@settings(REPEATABLE, max_examples=15)
+@settings(max_examples=15)
 @given(batch=batches())
 def test_batch(name, backend, batch):
-    assert_close(name, backend, torch.float64, *batch)
+    check(name, backend, torch.float64, *batch)
 
 
 @pytest.mark.parametrize("backend", QUICK_BACKENDS)
 @pytest.mark.parametrize("name", WITH_REF)
-@settings(REPEATABLE, max_examples=15)
+@settings(max_examples=15)
 @given(batch=batches(dim=5), reference=batches(dim=5), dim=st.integers(0, 5))
 def test_reference_set(name, backend, batch, reference, dim):
     (x, labels), (ref, ref_labels) = batch, reference
     dim = min(dim, x.shape[1], ref.shape[1])
-    assert_close(name, backend, torch.float64, x[:, :dim], labels, ref[:, :dim], ref_labels)
+    check(name, backend, torch.float64, x[:, :dim], labels, ref[:, :dim], ref_labels)
 
 
 @pytest.mark.parametrize("backend", BACKENDS[2:])
 @pytest.mark.parametrize("name", LOSSES)
-@settings(REPEATABLE, max_examples=15)
+@settings(max_examples=15)
 @given(batch=batches())
 def test_numba(name, backend, batch):
-    assert_close(name, backend, torch.float32, *batch)
+    check(name, backend, torch.float32, *batch)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", LOSSES)
-@settings(REPEATABLE, max_examples=3)
+@settings(max_examples=3)
 @given(size=st.integers(40, 1100), dim=st.integers(8, 40), classes=st.integers(2, 300), seed=st.integers(0, 2**20))
 def test_larger_batch(name, backend, size, dim, classes, seed):
     generator = torch.Generator().manual_seed(seed)
@@ -95,7 +87,7 @@ def test_larger_batch(name, backend, size, dim, classes, seed):
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", QUICK_BACKENDS)
 @pytest.mark.parametrize("name", LOSSES)
-@settings(REPEATABLE, max_examples=400)
+@settings(derandomize=False, print_blob=True, max_examples=400)
 @given(batch=batches())
 def test_many_batches(name, backend, batch):
-    assert_close(name, backend, torch.float64, *batch)
+    check(name, backend, torch.float64, *batch)

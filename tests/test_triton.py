@@ -1,8 +1,9 @@
-"""The Triton kernels against the reference backend, and compiled for GPUs that need not be there.
+"""The Triton kernels against the float64 oracles, and compiled for GPUs that need not be there.
 
 Without a GPU they run in Triton's interpreter.
 """
 
+import functools
 import os
 import re
 import subprocess
@@ -10,6 +11,9 @@ import sys
 
 import pytest
 import torch
+from accuracy import assert_accurate
+from cases import PARAMS, value_and_grads
+from oracles import ORACLES
 
 from metric_kernels import backends, distances, fn, losses, row_extremes
 from metric_kernels.core import use_workspace
@@ -32,7 +36,7 @@ if type(triton.language.max) is not type(triton_kernels.stats):
 
 # Masked pairs are computed as well, and numpy tells of their infinities.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
-# Of the norm: the statistics are sums of up to 45 terms in another order.
+# A value, or a sum of up to 45 of them in another order.
 TOLERANCE = 2e-6
 DISTANCES = {
     "cosine": distances.CosineSimilarity,
@@ -41,6 +45,14 @@ DISTANCES = {
     "squared euclidean": lambda: distances.LpDistance(power=2, normalize_embeddings=False),
     "snr": distances.SNRDistance,
     "matrix": lambda: distances.LpDistance(p=1),
+}
+# What the oracles call them, and whether they normalise. None knows a matrix of another distance.
+OF_ORACLES = {
+    "cosine": ("cosine", True),
+    "dot": ("dot", False),
+    "euclidean": ("euclidean", True),
+    "squared euclidean": ("squared_euclidean", False),
+    "snr": ("snr", True),
 }
 
 
@@ -108,16 +120,27 @@ def points(seed, number=37):
     return x.to(DEVICE), labels.to(DEVICE)
 
 
-def error(found, expected):
-    return float(torch.linalg.vector_norm(found - expected) / torch.linalg.vector_norm(expected).clamp(min=1e-3))
+def evaluate(loss, x, labels, ref=None, ref_labels=None):
+    """Value and gradients."""
+    value, grads = value_and_grads(lambda x, ref=None: loss(x, labels, None, ref, ref_labels), x, ref)
+    return [value, *grads]
 
 
-def evaluate(loss, x, *others):
-    leaves = [t.clone().requires_grad_() if t.is_floating_point() else t for t in (x, *others)]
-    x, labels, *reference = leaves
-    value = loss(x, labels, None, *reference)
-    value.backward()
-    return [value.detach(), *(t.grad for t in leaves if t.is_floating_point())]
+def exact(make, distance, x, labels, ref=None, ref_labels=None):
+    """Of the oracle in float64; of plain torch in float64 where there is none."""
+    x, labels, ref, ref_labels = (None if t is None else t.cpu() for t in (x, labels, ref, ref_labels))
+    x, ref = x.double(), None if ref is None else ref.double()
+    params = PARAMS.get(make.__name__, {})
+    if make is ThreeStages or distance == "matrix":
+        return evaluate(make(**params, distance=DISTANCES[distance](), backend="reference"), x, labels, ref, ref_labels)
+    kind, normalize = OF_ORACLES[distance]
+    oracle = functools.partial(ORACLES[make.__name__], distance=kind, normalize=normalize, **params)
+    return evaluate(lambda x, labels, _, ref, ref_labels: oracle(x, labels, ref, ref_labels), x, labels, ref, ref_labels)
+
+
+def assert_all_accurate(found, expected):
+    for one, truth in zip(found, expected, strict=True):
+        assert_accurate(one.cpu(), truth.cpu())
 
 
 def cases():
@@ -130,14 +153,23 @@ def cases():
 
 
 @pytest.mark.parametrize("make, distance, reference_set", list(cases()))
-def test_loss_and_gradients_are_those_of_the_reference_backend(make, distance, reference_set):
+def test_loss_and_gradients(make, distance, reference_set):
     arguments = points(0, 30)
     if reference_set:
         arguments += points(1, 45)
-    found = evaluate(make(distance=DISTANCES[distance](), backend="triton"), *arguments)
-    expected = evaluate(make(distance=DISTANCES[distance](), backend="reference"), *arguments)
-    assert all(t.isfinite().all() for t in expected)
-    assert max(map(error, found, expected)) < TOLERANCE
+    loss = make(**PARAMS.get(make.__name__, {}), distance=DISTANCES[distance](), backend="triton")
+    assert_all_accurate(evaluate(loss, *arguments), exact(make, distance, *arguments))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("make", [losses.MultiSimilarityLoss, losses.LiftedStructureLoss], ids=lambda c: c.__name__)
+def test_half_precision(make, dtype):
+    x, labels = points(0, 30)
+    x = x.to(dtype)
+    found = evaluate(make(**PARAMS[make.__name__], backend="triton"), x, labels)
+    assert all(t.dtype == dtype for t in found)
+    distance = "euclidean" if make is losses.LiftedStructureLoss else "cosine"
+    assert_all_accurate(found, exact(make, distance, x, labels))
 
 
 @pytest.mark.parametrize("make", [losses.LiftedStructureLoss, ThreeStages], ids=lambda c: c.__name__)
@@ -145,9 +177,10 @@ def test_tiles_that_do_not_start_at_the_first_row(make):
     # More rows and columns than a program of the interpreter takes at a time.
     for arguments in (points(0), points(0) + points(1, 45)):
         with use_workspace(0):
-            found = evaluate(make(backend="triton"), *arguments)
-        expected = evaluate(make(backend="reference"), *arguments)
-        assert max(map(error, found, expected)) < TOLERANCE
+            found = evaluate(
+                make(**PARAMS.get(make.__name__, {}), distance=distances.LpDistance(), backend="triton"), *arguments
+            )
+        assert_all_accurate(found, exact(make, "euclidean", *arguments))
 
 
 @pytest.mark.parametrize("both", [False, True])
@@ -157,16 +190,16 @@ def test_weights_of_one_direction_and_of_both(both):
     formula = ThreeStages.formula
     op = Op(formula, Euclidean, ThreeStages()._params())
     found = []
-    for name in ("triton", "reference"):
+    for name, dtype in (("triton", torch.float32), ("reference", torch.float64)):
         generator = torch.Generator().manual_seed(2)
-        values, grads = torch.randn(2, len(formula.stats), len(x), generator=generator).to(DEVICE)
+        values, grads = torch.randn(2, len(formula.stats), len(x), generator=generator).to(DEVICE, dtype)
         index = torch.randint(0, len(x), values.shape, generator=generator).to(DEVICE)
-        rows, squares, product = slice(10, 30), x.square().sum(1), x @ x.t()
+        rows, squares, product = slice(10, 30), x.square().sum(1).to(dtype), (x @ x.t()).to(dtype)
         tile = Tile(product[rows].clone(), labels[rows], labels, 10, 10, squares[rows], squares, 1e-6)
         norm_grad, side = torch.empty_like(squares[rows]), Side(values, grads, index)
         backends.load(name).weights(op, tile, side.at(rows), side, both, norm_grad)
         found.append((tile.s, norm_grad))
-    assert max(map(error, *found)) < TOLERANCE
+    assert_all_accurate(*found)
 
 
 @pytest.mark.parametrize("make", losses.REGISTRY.values(), ids=lambda c: c.__name__)
@@ -191,17 +224,18 @@ def test_extremes_are_those_of_the_reference_backend(distance):
         assert torch.equal(found[4], expected[4])
         for a, b in zip(found[:4], expected[:4]):
             torch.testing.assert_close(a, b, rtol=TOLERANCE, atol=TOLERANCE)
-        assert error(found[5], expected[5]) < TOLERANCE
+        assert_accurate(found[5], expected[5].double())
 
 
 def statistics(name, formula, matrix, labels, ref_labels, *params):
-    """What a backend makes of a matrix of pair values, and the columns of extremes."""
+    """What a backend makes of a matrix of pair values, the columns of extremes, and the scales of log-sum-exps."""
     values = matrix.new_empty(len(formula.stats), len(matrix))
     index = torch.full(values.shape, -9, device=DEVICE)
     nothing = matrix.new_empty(0)
     tile = Tile(matrix, labels, ref_labels, 0, -1, nothing, nothing, 0.0)
-    backends.load(name).stage_stats(Op(formula, Dot, (params,)), 0, tile, values[:0], values[:0], values, index)
-    return values, index
+    scale = torch.full_like(values, torch.nan)
+    backends.load(name).stage_stats(Op(formula, Dot, (params,)), 0, tile, values[:0], values[:0], values, index, scale)
+    return values, index, scale
 
 
 def test_extremes_of_ties_infinities_and_nans():
@@ -219,10 +253,21 @@ def test_extremes_of_ties_infinities_and_nans():
     labels = torch.tensor([0, 0, 0, 1, 4, 2], device=DEVICE)
     ref_labels = torch.tensor([0, 0, 0, 1, 1, 1], device=DEVICE)
     for columns in (ref_labels, torch.full_like(ref_labels, 4)):
-        values, index = statistics("triton", FORMULA, matrix, labels, columns)
-        expected, expected_index = statistics("reference", FORMULA, matrix, labels, columns)
+        values, index, _ = statistics("triton", FORMULA, matrix, labels, columns)
+        expected, expected_index, _ = statistics("reference", FORMULA, matrix, labels, columns)
         torch.testing.assert_close(values, expected, rtol=0.0, atol=0.0, equal_nan=True)
         assert torch.equal(index, expected_index)
+
+
+def test_the_scale_of_a_log_sum_exp_makes_up_for_its_rounding():
+    matrix = 30 * torch.randn(40, 60, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    labels, ref_labels = torch.arange(40, device=DEVICE) % 7, torch.arange(60, device=DEVICE) % 6
+    values, _, scale = statistics("triton", losses.SupConLoss.formula, matrix, labels, ref_labels, -1.0, 1.0)
+    negative = labels[:, None] != ref_labels
+    for k, mask in enumerate((~negative, negative)):
+        exact = matrix.double().masked_fill(~mask, -torch.inf).logsumexp(1)
+        assert (scale[k, exact.isneginf()] == 1).all()
+        torch.testing.assert_close(values[k].double() - scale[k].double().log(), exact, rtol=0.0, atol=1e-6)
 
 
 class Vocabulary:
@@ -253,7 +298,7 @@ class Vocabulary:
         )
 
     def dpair(v, other):
-        return v
+        return (v,) * 16
 
 
 def test_vocabulary_has_the_values_of_torch():
@@ -264,8 +309,8 @@ def test_vocabulary_has_the_values_of_torch():
     numbers = torch.cat([torch.tensor(ends), -torch.tensor(ends), torch.linspace(-100.0, 100.0, 401)]).to(DEVICE)
     labels = torch.zeros(len(numbers), dtype=torch.int64, device=DEVICE)
     for other in (1.5, lowest, -torch.inf, torch.inf, torch.nan):
-        found, _ = statistics("triton", formula, numbers[:, None], labels, labels[:1] + 1, other)
-        expected, _ = statistics("reference", formula, numbers[:, None], labels, labels[:1] + 1, other)
+        found, *_ = statistics("triton", formula, numbers[:, None], labels, labels[:1] + 1, other)
+        expected, *_ = statistics("reference", formula, numbers[:, None], labels, labels[:1] + 1, other)
         torch.testing.assert_close(found, expected, rtol=TOLERANCE, atol=1e-37, equal_nan=True)
 
 

@@ -15,12 +15,13 @@ from cases import (
     value_and_grads,
 )
 from oracles import ORACLES
+from pytorch_metric_learning import distances as peer_distances
 from pytorch_metric_learning import losses as peer_losses
 from pytorch_metric_learning import miners
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from metric_kernels import losses
+from metric_kernels import distances, losses, reducers, tuples
 
 SIZE = 13
 NEED_NO_LABELS = [name for name in LOSSES if name != "NPairsLoss"]
@@ -55,18 +56,156 @@ def triplets(labels):
     return a[valid], p[valid], n[valid]
 
 
+@pytest.fixture(params=["matrix", "rows"])
+def way(request, monkeypatch):
+    """Values as entries of the matrix, or of listed rows, 16 at a time."""
+    monkeypatch.setattr(tuples, "_as_matrix", lambda *_: request.param == "matrix")
+    monkeypatch.setattr(tuples, "_CHUNK_BYTES", 1)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("make", [listed_pairs, triplets], ids=["pairs", "triplets"])
 @pytest.mark.parametrize("name", LOSSES)
-def test_listed(name, make, dtype):
+def test_listed(name, make, dtype, way):
     labels = unbalanced_labels(SIZE)
     check(name, make(labels), labels, dtype)
 
 
 @pytest.mark.parametrize("name", WITH_REF)
-def test_listed_with_a_reference_set(name):
+def test_listed_with_a_reference_set(name, way):
     labels, ref_labels = unbalanced_labels(SIZE), unbalanced_labels(17, seed=3)
     check(name, listed_pairs(labels, ref_labels), labels, ref_size=17)
+
+
+DISTANCES = {
+    "euclidean": distances.LpDistance(normalize_embeddings=False),
+    "squared_euclidean": distances.LpDistance(normalize_embeddings=False, power=2),
+    "dot": distances.DotProductSimilarity(normalize_embeddings=False),
+    "snr": distances.SNRDistance(normalize_embeddings=False),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("ref_size", [None, 17])
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_distances(distance, ref_size, dtype, way):
+    labels, ref_labels = unbalanced_labels(SIZE), unbalanced_labels(17, seed=3) if ref_size else None
+    indices, x = listed_pairs(labels, ref_labels), embeddings(SIZE, 8, dtype=dtype)
+    ref = embeddings(ref_size, 8, seed=2, dtype=dtype) if ref_size else None
+    loss = losses.NTXentLoss(temperature=2.0, distance=DISTANCES[distance])
+    options = {"pairs": indices, "temperature": 2.0, "distance": distance, "normalize": False}
+    actual = value_and_grads(lambda x, ref=None: loss(x, None, indices, ref), x, ref)
+    exact = value_and_grads(
+        lambda x, ref=None: ORACLES["NTXentLoss"](x, labels, ref, ref_labels, **options),
+        x.double(),
+        None if ref is None else ref.double(),
+    )
+    assert_accurate(actual[0], exact[0])
+    for grad, exact_grad in zip(actual[1], exact[1], strict=True):
+        assert_accurate(grad, exact_grad)
+
+
+def plain_contrastive(matrix, indices):
+    """By torch's autograd over the whole matrix, with the default margins."""
+    a, p, b, n = indices
+    positive, negative = matrix[a, p], (1 - matrix[b, n]).relu()
+    return sum(t.sum() / (t > 0).sum().clamp(min=1) for t in (positive, negative))
+
+
+class OnlyMatrix(peer_distances.BaseDistance):
+    """A distance of one's own that has not the peer's pairwise_distance."""
+
+    def compute_mat(self, query_emb, ref_emb):
+        return torch.cdist(query_emb, ref_emb, p=1)
+
+
+@pytest.mark.parametrize(
+    "distance", [distances.LpDistance(p=1), distances.LpDistance(power=3), OnlyMatrix()], ids=["p1", "power3", "only_matrix"]
+)
+def test_a_distance_that_is_no_function_of_products(distance, way):
+    indices, x = listed_pairs(unbalanced_labels(SIZE)), embeddings(SIZE, 8)
+    loss = losses.ContrastiveLoss(distance=distance)
+    actual = value_and_grads(lambda x: loss(x, None, indices), x)
+    exact = value_and_grads(lambda x: plain_contrastive(distance(x), indices), x)
+    assert_accurate(actual[0], exact[0])
+    assert_accurate(actual[1][0], exact[1][0])
+
+
+def test_a_reference_set_of_another_size_without_labels(way):
+    x, ref, indices = embeddings(5), embeddings(9, seed=1), ([0, 1], [5, 8], [4, 2], [0, 7])
+    actual = value_and_grads(lambda x, ref: losses.ContrastiveLoss()(x, None, indices, ref), x, ref)
+    exact = value_and_grads(lambda x, ref: ORACLES["ContrastiveLoss"](x, None, ref, None, pairs=indices), x, ref)
+    assert_accurate(actual[0], exact[0])
+    for grad, exact_grad in zip(actual[1], exact[1], strict=True):
+        assert_accurate(grad, exact_grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("normalize", [False, True])
+def test_equal_points_have_no_gradient(normalize, dtype, way):
+    x = embeddings(2, 40, dtype=dtype)[[0, 0, 1]]
+    loss = losses.ContrastiveLoss(distance=distances.LpDistance(normalize_embeddings=normalize))
+    value, (grad,) = value_and_grads(lambda x: loss(x, None, ([0, 1], [1, 1], [], [])), x)
+    assert value == 0 and not grad.any()
+
+
+@pytest.mark.parametrize("name", NEED_NO_LABELS)
+def test_nan_reaches_the_loss(name, way):
+    x = embeddings(6)
+    x[2, 0] = torch.nan
+    assert getattr(losses, name)()(x, None, ([0, 0, 3], [1, 2, 4], [0, 3, 1], [5, 5, 4])).isnan()
+
+
+@pytest.mark.parametrize("name", NEED_NO_LABELS)
+def test_autocast(name, way):
+    x, indices = embeddings(SIZE, 8, dtype=torch.bfloat16), listed_pairs(unbalanced_labels(SIZE))
+    loss = getattr(losses, name)(**PARAMS[name])
+    with torch.autocast("cpu", torch.bfloat16):
+        value, (grad,) = value_and_grads(lambda x: loss(x, None, indices), x)
+    exact, (exact_grad,) = value_and_grads(lambda x: ORACLES[name](x, None, pairs=indices, **PARAMS[name]), x.double())
+    assert value.dtype == torch.float32 and grad.dtype == torch.bfloat16
+    assert_accurate(value, exact)
+    assert_accurate(grad, exact_grad)
+
+
+def test_the_gradient_is_the_same_each_time(way):
+    """Though many pairs share a point."""
+    x = embeddings(64, 8, dtype=torch.float32)
+    indices = torch.randint(64, (4, 20_000)).unbind()
+    first, second = (value_and_grads(lambda x: losses.NTXentLoss()(x, None, indices), x) for _ in range(2))
+    assert torch.equal(first[0], second[0]) and torch.equal(first[1][0], second[1][0])
+
+
+def test_a_second_derivative_raises(way):
+    x = embeddings(6).requires_grad_()
+    value = losses.ContrastiveLoss()(x, None, ([0], [1], [0], [2]))
+    (grad,) = torch.autograd.grad(value, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="second derivative"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("name", PER_PAIR + PER_ROW)
+def test_each_loss_of_all_pairs(name):
+    x, labels = embeddings(SIZE, 8), unbalanced_labels(SIZE)
+    loss = getattr(losses, name)(**PARAMS[name], reducer=reducers.DoNothingReducer())
+    value, (grad,) = value_and_grads(lambda x: sum(part["losses"].sum() for part in loss(x, labels).values()), x)
+    exact, (exact_grad,) = value_and_grads(lambda x: ORACLES[name](x, labels, reducer="sum", **PARAMS[name]), x)
+    assert_accurate(value, exact)
+    assert_accurate(grad, exact_grad)
+
+
+# The peer takes a reference point for an index into the batch in the lifted loss.
+@pytest.mark.parametrize("name", [name for name in NEED_NO_LABELS if name != "LiftedStructureLoss"])
+def test_cross_batch_memory(name):
+    labels, results = unbalanced_labels(SIZE), []
+    for module in (losses, peer_losses):
+        memory = peer_losses.CrossBatchMemory(getattr(module, name)(**PARAMS[name]), 8, memory_size=50)
+        for seed in range(1, 5):
+            memory(embeddings(SIZE, 8, seed=seed), labels)
+        results.append(value_and_grads(lambda x, memory=memory: memory(x, labels), embeddings(SIZE, 8)))
+    (value, (grad,)), (peer, (peer_grad,)) = results
+    assert_accurate(value, peer.double(), within=1e-6)
+    assert_accurate(grad, peer_grad, within=1e-6)
 
 
 @pytest.mark.parametrize("name", NEED_NO_LABELS)
@@ -241,3 +380,24 @@ def test_memory_is_that_of_the_pairs(name):
     # N-pairs takes one pair of each of at most `number` classes and then compares all of them.
     bound = 4 * number**2 if name == "NPairsLoss" else x.nbytes
     assert x.nbytes <= largest.bytes <= bound
+
+
+@pytest.mark.parametrize("name", ["ContrastiveLoss", "MultiSimilarityLoss"])
+def test_memory_is_not_that_of_the_rows_of_pairs(name):
+    """The rows of all pairs would have 26 MB, and the matrix 64 MB."""
+    size, number = 4000, 50_000
+    x = torch.randn(size, 64, requires_grad=True)
+    a, p, n = torch.randint(size, (3, number))
+    with Largest() as largest:
+        getattr(losses, name)()(x, None, (a, p // 2 * 2, a, n // 2 * 2 + 1)).backward()
+    assert x.nbytes <= largest.bytes <= 2 << 20
+
+
+@pytest.mark.parametrize("name", PER_ROW)
+def test_losses_of_anchors_take_no_memory_of_pairs(name):
+    size = 500
+    x = torch.randn(size, 16, requires_grad=True)
+    loss = getattr(losses, name)(reducer=reducers.DoNothingReducer())
+    with Largest() as largest:
+        loss(x, torch.arange(size) // 4)["loss"]["losses"].sum().backward()
+    assert largest.bytes <= 4 * size**2

@@ -1,8 +1,8 @@
 """Which code runs the row kernels: the order of preference, an explicit choice, and the reasons against each.
 
 native      compiled C++ (CPU tensors, the losses of this package)
-triton      Triton kernels (CUDA tensors; CPU tensors under TRITON_INTERPRET=1)
 numba       compiled on first use (CPU tensors, any loss)
+triton      Triton kernels (CUDA tensors; CPU tensors under TRITON_INTERPRET=1)
 reference   plain torch (any device, any loss)
 """
 
@@ -19,7 +19,7 @@ import torch
 
 from metric_kernels.language import Formula, Op
 
-NAMES = ("native", "triton", "numba", "reference")
+NAMES = ("native", "numba", "triton", "reference")
 _chosen: ContextVar[str | None] = ContextVar("metric_kernels_backend", default=None)
 
 
@@ -41,7 +41,9 @@ def use_backend(name: str) -> Iterator[None]:
 
 def requested(argument: str | None) -> str | None:
     """The explicit choice in force: the argument, else :func:`use_backend`, else ``METRIC_KERNELS_BACKEND``."""
-    return argument or _chosen.get() or check_name("METRIC_KERNELS_BACKEND", os.environ.get("METRIC_KERNELS_BACKEND"))
+    if argument is not None:
+        return check_name("backend", argument)
+    return _chosen.get() or check_name("METRIC_KERNELS_BACKEND", os.environ.get("METRIC_KERNELS_BACKEND") or None)
 
 
 @functools.cache

@@ -72,7 +72,7 @@ def calls(formula: Formula, metric: type, backend: TritonBackend) -> Iterator[tu
     eps = NOISE * torch.finfo(torch.float32).eps
     tile = Tile(torch.zeros(POINTS, POINTS), labels, labels, 0, 0, norms, norms, eps)
     for number, stage in enumerate(formula.stages):
-        yield f"stats {number}", partial(backend.stage_stats, op, number, tile, values, values, values, side.index)
+        yield f"stats {number}", partial(backend.stage_stats, op, number, tile, values, values, values, side.index, values)
         for swapped, slope in ((False, stage.drow), (True, stage.dcol)):
             if slope is not None:
                 name = f"input_grads {number} {slope.__name__}"

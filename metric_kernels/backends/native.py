@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -46,15 +47,16 @@ class NativeBackend:
         if formula.key not in native.formulas:
             return f"{formula.key} is not among the formulas compiled into the extension"
         _, module, built = native.formulas[formula.key]
-        if _changed(module, built) or _changed(metric.__module__, native.metrics_digest):
-            return f"{module} or metrics.py has changed since the extension was built; install again to rebuild it"
+        for name, digest_built in ((module, built), (metric.__module__, native.metrics_digest)):
+            if _changed(name, digest_built):
+                return _stale(name)
         return None
 
-    def stats(self, op: Op, stages: Sequence[int], tile: Tile, values: Tensor, cols: Tensor, index: Tensor):
+    def stats(self, op: Op, stages: Sequence[int], tile: Tile, values: Tensor, cols: Tensor, index: Tensor, scale: Tensor):
         mine = values.numpy()
         others = mine if cols is values else cols.numpy() if op.formula.two_sided else None
         first, last = stages[0], stages[-1] + 1
-        _extension()[0].stats(*_arguments(op, tile), first, last, mine, others, _optional(index))
+        _extension()[0].stats(*_arguments(op, tile), first, last, mine, others, _optional(index), _optional(scale))
 
     def weights(self, op: Op, tile: Tile, rows: Side, cols: Side, both: bool, norm_grad: Tensor | None):
         norm = None if norm_grad is None else norm_grad.numpy()
@@ -83,6 +85,14 @@ class NativeBackend:
         return values.new_tensor(loss), grads
 
 
+@functools.cache
+def _stale(module: str) -> str:
+    """The reason against a formula that was edited since the extension was built; warns once."""
+    reason = f"{module} has changed since the extension was built; install again to rebuild it"
+    warnings.warn(f"metric_kernels: {reason}; until then another backend computes its losses", stacklevel=2)
+    return reason
+
+
 def _changed(module: str, built: str) -> bool:
     return digest(sys.modules[module].__file__) != built
 
@@ -102,7 +112,7 @@ def _arguments(op: Op, tile: Tile) -> tuple:
         _optional(tile.q),
         tile.eps,
         [p for stage in op.params for p in stage],
-        torch.get_num_threads(),
+        min(torch.get_num_threads(), 1024),
     )
 
 

@@ -12,7 +12,7 @@ import functools
 import itertools
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 import torch
@@ -37,6 +37,9 @@ class NumbaBackend(StageByStage):
             return f"numba cannot be imported ({error})"
         return "NUMBA_DISABLE_JIT is set" if numba.config.DISABLE_JIT else None
 
+    def detail(self) -> str:
+        return "threads of torch's OpenMP" if _openmp() else "threads of Python"
+
     def supports(self, formula: Formula, metric: type, device: str, dtype: torch.dtype) -> str | None:
         if device != "cpu":
             return f"runs on cpu tensors, not on {device}"
@@ -44,8 +47,10 @@ class NumbaBackend(StageByStage):
             return f"computes in float32 and float64, not in {dtype}"
         return self.unusable() or _kernels().reason_against(formula, _DTYPES[dtype])
 
-    def stage_stats(self, op: Op, stage: int, tile: Tile, rows: Tensor, cols: Tensor, out: Tensor, index: Tensor):
-        _run(op, tile, ("stats", stage), row_values=rows, col_values=cols, out=out, index=index)
+    def stage_stats(
+        self, op: Op, stage: int, tile: Tile, rows: Tensor, cols: Tensor, out: Tensor, index: Tensor, scale: Tensor
+    ) -> None:
+        _run(op, tile, ("stats", stage), row_values=rows, col_values=cols, out=out, index=index, scale=scale)
 
     def weights(self, op: Op, tile: Tile, rows: Side, cols: Side, both: bool, norm_grad: Tensor | None):
         _run(op, tile, ("weights", both, norm_grad is not None), **_sides(rows, cols), out=norm_grad)
@@ -76,18 +81,21 @@ def _run(op: Op, tile: Tile, what: tuple, **arrays: Tensor | None) -> None:
     threads = 1 if _forked else max(1, min(torch.get_num_threads(), tile.s.numel() // _SHARE))
     arrays.update(s=tile.s, row_norms=tile.p, col_norms=tile.q)
     arrays.update(labels=tile.labels.contiguous(), ref_labels=tile.ref_labels.contiguous())
-    arrays["numbers"] = torch.tensor([tile.eps, *itertools.chain.from_iterable(op.params)], dtype=tile.s.dtype)
+    arrays["numbers"] = tile.s.new_tensor([tile.eps, *itertools.chain.from_iterable(op.params)])
     arrays["scratch"] = tile.s.new_empty(threads * kernel.buffers, columns)
-    arrays["found"] = torch.empty(threads, columns, dtype=torch.int32)
-    entries = {name: _entry(array) for name, array in arrays.items() if array is not None}
+    arrays["found"] = tile.labels.new_empty(threads, columns, dtype=torch.int32)
+    entries = {name: _entry(name, array) for name, array in arrays.items() if array is not None}
     entries["tile"] = tile.row, tile.diagonal, max(1, _SHARE // max(1, columns))
     table = np.array([entries.get(name, (0, 0, 0)) for name in _kernels().TABLE], np.int64)
     _call(kernel.function, table.ctypes.data, threads)
 
 
-def _entry(array: Tensor) -> tuple[int, int, int]:
+def _entry(name: str, array: Tensor) -> tuple[int, int, int]:
     rows, *columns = array.shape
-    assert array.stride(-1) == 1 or array.shape[-1] < 2
+    if array.device.type != "cpu" or array.stride(-1) != 1 and array.shape[-1] > 1:
+        raise ValueError(
+            f"{name}: expected rows of contiguous numbers on the cpu, got strides {array.stride()} on {array.device}"
+        )
     return (array.data_ptr(), rows, array.stride(0)) if columns else (array.data_ptr(), 1, rows)
 
 
@@ -99,9 +107,10 @@ def _call(function: object, table: int, threads: int) -> None:
         start(function.address, table, threads, 0)
     else:
         others = [_pool().submit(function.ctypes, table) for _ in range(threads - 1)]
-        function.ctypes(table)
-        for other in others:
-            other.result()
+        try:
+            function.ctypes(table)
+        finally:
+            wait(others)  # they hold addresses of arrays that an interrupted caller lets go of
 
 
 @functools.cache

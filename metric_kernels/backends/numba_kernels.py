@@ -76,7 +76,7 @@ def _reductions(dtype: type) -> dict[str, Callable]:
     integer = {np.float32: np.int32, np.float64: np.int64}[dtype]
     limits = np.iinfo(integer)
     magnitude, places, plus, minus = integer(limits.max), integer(limits.bits - 1), integer(0), integer(limits.min)
-    zero, inf = dtype(0), dtype(np.inf)
+    zero, one, inf = dtype(0), dtype(1), dtype(np.inf)
     lowest = (-inf).view(integer) ^ magnitude
     exp, log = numba_fn.exp, numba_fn.log
 
@@ -125,13 +125,16 @@ def _reductions(dtype: type) -> dict[str, Callable]:
             for j in range(block.shape[0]):
                 part += exp(block[j] - top)
             everything += part
-        return dtype(everything)
+        return everything
 
     @_jit
     def lse(t):
+        """The value and its scale."""
         top = extreme(t, plus)
         top = zero if abs(top) == inf else top
-        return log(mass(t, top)) + top
+        rest = log(mass(t, top))
+        value = dtype(top + rest)
+        return value, exp(dtype(np.float64(value) - top - rest)) if abs(value) < inf else one
 
     return {"total": total, "count": count, "lse": lse, "largest": largest, "smallest": smallest}
 
@@ -165,7 +168,7 @@ def _matrix(entry, dtype):
 # A kernel is given a table of three integers a row: its counters, where the tile is, and for each array its address,
 # number of rows and the distance between them. A vector is one row.
 _OF_POINTS = tuple(f"{side}_{array}" for side in ("row", "col") for array in ("norms", "values", "grads"))
-_REALS = ("s", "numbers", *_OF_POINTS, "out", "scratch")
+_REALS = ("s", "numbers", *_OF_POINTS, "out", "scale", "scratch")
 _INTEGERS = ("labels", "ref_labels", "row_index", "col_index", "index")
 _TYPES = {**dict.fromkeys(_REALS, "real"), **dict.fromkeys(_INTEGERS, "int64"), "found": "uint32"}
 TABLE = ("counters", "tile", *_TYPES)
@@ -279,7 +282,8 @@ class _Printer:
             yield "for c in range(excluded):"
             yield f"    t[here[c]] = {kind}_of_none"
             terms, skipped = "t", "excluded"
-        yield f"out[{k}, i] {assign} {kind}({terms})"
+        scale = f", scale[{k}, i]" if kind == "lse" else ""
+        yield f"out[{k}, i]{scale} {assign} {kind}({terms})"
         if kind in ("largest", "smallest"):
             yield f"c = first_of({terms}, out[{k}, i], here, {skipped})"
             yield f"index[{k}, i] = {'c' if side == 'neg' else 'here[c]'} if c >= 0 else -1"

@@ -18,7 +18,9 @@ class ReferenceBackend(StageByStage):
     def supports(self, formula: Formula, metric: type, device: str, dtype: torch.dtype) -> str | None:
         return None
 
-    def stage_stats(self, op: Op, stage: int, tile: Tile, rows: Tensor, cols: Tensor, out: Tensor, index: Tensor):
+    def stage_stats(
+        self, op: Op, stage: int, tile: Tile, rows: Tensor, cols: Tensor, out: Tensor, index: Tensor, scale: Tensor
+    ) -> None:
         current = op.formula.stages[stage]
         v = op.metric.value(tile.s, *_norms(tile), tile.eps)
         masks = _masks(tile)
@@ -30,7 +32,10 @@ class ReferenceBackend(StageByStage):
             elif stat.kind == "count":
                 out[k] = ((t != 0) & mask).sum(1).to(out.dtype)
             elif stat.kind == "lse":
-                out[k] = t.masked_fill(~mask, -torch.inf).logsumexp(1)
+                t = t.masked_fill(~mask, -torch.inf)
+                out[k] = t.logsumexp(1)
+                mass = torch.exp(t - out[k][:, None]).sum(1)
+                scale[k] = torch.where(out[k].isfinite(), 1.0 / mass, 1.0)
             else:
                 worst = -torch.inf if stat.kind == "largest" else torch.inf
                 t = t.masked_fill(~mask, worst)

@@ -52,7 +52,9 @@ class TritonBackend(StageByStage):
             return "compiles from source, which is not available for the formula"
         return None
 
-    def stage_stats(self, op: Op, stage: int, tile: Tile, rows: Tensor, cols: Tensor, out: Tensor, index: Tensor):
+    def stage_stats(
+        self, op: Op, stage: int, tile: Tile, rows: Tensor, cols: Tensor, out: Tensor, index: Tensor, scale: Tensor
+    ) -> None:
         current = op.formula.stages[stage]
         self.launch(
             _kernels().stats,
@@ -62,6 +64,7 @@ class TritonBackend(StageByStage):
             _matrix(cols),
             _matrix(out),
             _matrix(index),
+            _matrix(scale),
             op.params[stage],
             value=_compiled(op.metric.value),
             pair=_compiled(current.pair),

@@ -114,11 +114,13 @@ def _add_exp(state, value, inside):
 
 @triton.jit
 def _log_sum_exp(state):
-    """Over all lanes; -inf if they are empty."""
+    """Over all lanes, -inf if they are empty, and its scale."""
     top, total = state
     highest = tl.max(top, 1, keep_dims=True)
     ratio = tl.exp(tl.where(top == highest, 0.0, top - highest))
-    return highest + tl.log(tl.sum(total * ratio, 1, keep_dims=True))
+    mass = tl.sum(total * ratio, 1, keep_dims=True)
+    value = highest + tl.log(mass)
+    return value, tl.where(tl.abs(value) < float("inf"), tl.exp(value - highest) / mass, 1.0)
 
 
 @triton.jit
@@ -182,6 +184,7 @@ def stats(
     cols,
     out,
     index,
+    scale,
     parameters,
     value: tl.constexpr,
     pair: tl.constexpr,
@@ -206,7 +209,8 @@ def stats(
         states = _after(states, values, _masks(label, ref_labels, i, j, m, n, diagonal), j, formula, stage)
     for k in tl.static_range(len(formula.kinds[stage])):
         if formula.kinds[stage][k] == "lse":
-            found = _log_sum_exp(states[k])
+            found, factor = _log_sum_exp(states[k])
+            tl.store(_at(scale, k, i), factor, mask=i < m)
         elif formula.kinds[stage][k] == "total" or formula.kinds[stage][k] == "count":
             found = tl.sum(states[k], 1, keep_dims=True).to(tl.float32)
         else:

@@ -1,13 +1,19 @@
 """The demonstration: a small network learns to compare handwritten digits, with a loss of this library and with PML's.
 
-Needs the extra ``metric-kernels[demo]``. ``metric-kernels demo`` and ``make demo`` call :func:`run`.
+Needs the packages of the extra ``demo``. ``metric-kernels demo`` and ``make demo`` call :func:`run`.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-NEEDS = ("matplotlib", "pytorch_metric_learning", "sklearn", "tqdm")
+# What is imported, and how pip calls it.
+NEEDS = {
+    "matplotlib": "matplotlib",
+    "pytorch_metric_learning": "pytorch-metric-learning>=2.9,<3",
+    "sklearn": "scikit-learn",
+    "tqdm": "tqdm",
+}
 
 
 def run(
@@ -23,7 +29,7 @@ def run(
     Args:
         loss: name of a loss that this library and PML share, see :func:`metric_kernels.demo.contenders.names`.
         epochs: passes over the training classes.
-        backend: passed to the loss; None is the automatic choice.
+        backend: passed to the loss; None leaves the choice to ``use_backend``, METRIC_KERNELS_BACKEND, or the library.
         out: folder, made if it is not there.
         seed: of the network, the batches and the views of the digits.
         batch_size: of the training; a multiple of the six training classes.

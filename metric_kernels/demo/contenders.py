@@ -1,18 +1,21 @@
-"""The same loss three times: this library, plain PyTorch operations on whole matrices, and PML."""
+"""The same loss three times: this library, its reference backend, which is plain PyTorch, and PML."""
 
 from __future__ import annotations
 
 import inspect
 
+import torch
 from pytorch_metric_learning import losses as pml
 from torch import nn
 
-from metric_kernels import losses
+from metric_kernels import backends, losses
+from metric_kernels.language import Op
 
 OURS = "metric_kernels"
-EAGER = "eager PyTorch (reference backend)"
+PLAIN = "plain PyTorch (reference backend)"
 PML = "PML"
-CONTENDERS = (OURS, EAGER, PML)
+CONTENDERS = (OURS, PLAIN, PML)
+DTYPES = ("float32", "float64")
 
 
 def names() -> list[str]:
@@ -24,7 +27,19 @@ def build(contender: str, loss: str, backend: str | None = None) -> nn.Module:
     """A loss with default arguments; ``backend`` concerns only OURS."""
     if contender == PML:
         return getattr(pml, loss)()
-    return losses.REGISTRY[loss](backend="reference" if contender == EAGER else backend)
+    return losses.REGISTRY[loss](backend="reference" if contender == PLAIN else backend)
+
+
+def ran(loss: str, backend: str | None) -> dict[str, str]:
+    """The backend that runs OURS for each of DTYPES.
+
+    Raises:
+        ValueError, RuntimeError: the backend that was asked for, here or by METRIC_KERNELS_BACKEND, is not known or cannot
+            run the loss.
+    """
+    module = build(OURS, loss, backend)
+    op = Op(module.formula, module.distance.metric, ())
+    return {d: backends.choose(op, torch.device("cpu"), getattr(torch, d), backend).name for d in DTYPES}
 
 
 def _needs_arguments(loss: type) -> bool:

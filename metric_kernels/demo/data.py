@@ -1,8 +1,8 @@
 """Handwritten digits: 0-5 to train on, 6-9 held out, and batches with the same number of images of every class.
 
 Centred 8x8 digits are too easy for retrieval: the nearest neighbour in raw pixels has the right label 99 times in 100,
-for classes never seen as well. So every image is shown as a *view*, at a random place of a 16x16 field, turned a little
-and with a little noise; what to ignore is then something that a network has to learn.
+for classes never seen as well. So every image is shown as a *view*: on a 16x16 canvas with a random translation, a small
+rotation and a little noise; what to ignore is then something that a network has to learn.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ TRAIN_CLASSES = 6
 SMALLEST_CLASS = 177
 BATCH_SIZES = range(2 * TRAIN_CLASSES, SMALLEST_CLASS * TRAIN_CLASSES + 1, TRAIN_CLASSES)
 SEEDS = range(2**32 - 1)
-FIELD = 16
-TURN = math.radians(10)
+CANVAS = 16
+ROTATION = math.radians(10)
 NOISE = 0.05
 
 
@@ -47,15 +47,15 @@ def digits(seed: int) -> Digits:
 
 
 def views(images: Tensor, generator: torch.Generator) -> Tensor:
-    """One random view (N, 1, 16, 16) of each 8x8 image: place, turn and noise."""
+    """One random view (N, 1, 16, 16) of each 8x8 image: translation, rotation and noise."""
     n, width = len(images), images.shape[-1]
-    turn = TURN * (2 * torch.rand(n, generator=generator) - 1)
-    # affine_grid takes the map from the field to the image; the corners of both have the coordinates -1 and 1.
-    scale = FIELD / width
-    shift = (scale - 1) * (2 * torch.rand(2, n, generator=generator) - 1)
-    cos, sin = scale * turn.cos(), scale * turn.sin()
-    where = torch.stack([cos, -sin, shift[0], sin, cos, shift[1]], dim=1).view(n, 2, 3)
-    grid = F.affine_grid(where, [n, 1, FIELD, FIELD], align_corners=False)
+    rotation = ROTATION * (2 * torch.rand(n, generator=generator) - 1)
+    # affine_grid takes the map from the canvas to the image; the corners of both have the coordinates -1 and 1.
+    scale = CANVAS / width
+    translation = (scale - 1) * (2 * torch.rand(2, n, generator=generator) - 1)
+    cos, sin = scale * rotation.cos(), scale * rotation.sin()
+    affine = torch.stack([cos, -sin, translation[0], sin, cos, translation[1]], dim=1).view(n, 2, 3)
+    grid = F.affine_grid(affine, [n, 1, CANVAS, CANVAS], align_corners=False)
     placed = F.grid_sample(images, grid, align_corners=False)
     return placed + NOISE * torch.randn(placed.shape, generator=generator)
 

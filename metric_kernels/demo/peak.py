@@ -1,32 +1,44 @@
-"""A process that runs one loss step and prints the bytes it needed: ``python -m metric_kernels.demo.peak``.
+"""Peak memory of an action: the growth of the peak resident memory of its process.
 
-The measure is the growth of the peak resident memory of the process during the step. It sees every allocation, those of
-compiled code and of scratch buffers too, which torch's own counters miss. Three things would falsify it:
+It sees every allocation, those of compiled code and of scratch buffers too, which torch's own counters miss. Three things
+would falsify it:
 
-- an earlier step in the same process leaves memory that this one reuses: a fresh process for each contender;
-- imports may have peaked above what is resident now, and a step below that peak looks free: ballast up to the peak;
-- first calls start threads and set up libraries: a small step and a product of the right shape come before.
+- an earlier action in the same process leaves memory that this one reuses: :func:`in_processes`, one for each;
+- imports may have peaked above what is resident now, and an action below that peak looks free: ballast up to the peak;
+- first calls start threads and set up libraries: the caller runs something small before.
 """
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
-from metric_kernels.demo import contenders, measure
-
-STATUS = Path("/proc/self/status")
+_STATUS = Path("/proc/self/status")
 
 
-def peak_and_now() -> tuple[int, int]:
+def growth(action: Callable[[], object]) -> int:
+    """Bytes that the action needs at its peak beyond what is in use now. A lower bound where there is no /proc."""
+    peak, now = _peak_and_now()
+    ballast = torch.ones(peak - now + 2**20, dtype=torch.uint8)  # resident memory is at its peak now
+    before, _ = _peak_and_now()
+    action()
+    after, _ = _peak_and_now()
+    del ballast
+    return after - before
+
+
+def _peak_and_now() -> tuple[int, int]:
     """Bytes of resident memory of this process: the highest so far, and now.
 
     On Linux from /proc, because ``ru_maxrss`` there starts with the size of the parent (kept through fork and exec).
     """
-    if STATUS.exists():
-        fields = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
+    if _STATUS.exists():
+        fields = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
         peak, now = (1024 * int(fields[name].split()[0]) for name in ("VmHWM", "VmRSS"))
         return peak, now
     import resource  # not on Windows
@@ -35,21 +47,26 @@ def peak_and_now() -> tuple[int, int]:
     return peak, peak
 
 
-def main(contender: str, loss: str, backend: str, size: str) -> int:
-    torch.set_num_threads(1)
-    module = contenders.build(contender, loss, backend or None)
-    measure.step(module, *measure.batch_of(4 * measure.PER_CLASS))
-    x, labels = measure.batch_of(int(size))
-    with torch.no_grad():
-        x @ x.T
-    peak, now = peak_and_now()
-    ballast = torch.ones(peak - now + 2**20, dtype=torch.uint8)  # resident memory is at its peak now
-    before, _ = peak_and_now()
-    measure.step(module, x, labels)
-    after, _ = peak_and_now()
-    del ballast
-    return after - before
-
-
-if __name__ == "__main__":
-    print(main(*sys.argv[1:]))
+def in_processes(module: str, cases: Sequence[Sequence[object]]) -> list[int]:
+    """The number that ``python -m module *case`` prints for each case, all running at the same time."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+        # With a fixed threshold glibc returns freed blocks at once; blocks that it keeps would hide a later peak.
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+    }
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-m", module, *map(str, case)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for case in cases
+    ]
+    printed = [child.communicate() for child in children]
+    for case, child, (_, error) in zip(cases, children, printed):
+        if child.returncode:
+            raise RuntimeError(f"{module} {' '.join(map(str, case))}: exit status {child.returncode}: {error[-500:]}")
+    return [int(output) for output, _ in printed]

@@ -18,11 +18,11 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 from sklearn.manifold import TSNE
 from torch import Tensor
 
-from metric_kernels.demo.contenders import EAGER, OURS, PML
+from metric_kernels.demo.contenders import OURS, PLAIN, PML
 from metric_kernels.demo.retrieval import auc, pairs
 from metric_kernels.demo.train import difference
 
-COLOURS = {OURS: "#0072B2", EAGER: "#E69F00", PML: "#CC3311"}
+COLOURS = {OURS: "#0072B2", PLAIN: "#E69F00", PML: "#CC3311"}
 POSITIVE, NEGATIVE = "#0072B2", "#E69F00"
 CLASSES = ("#0072B2", "#CC3311", "#009E73", "#7B3294")
 STYLE: dict = {
@@ -97,19 +97,19 @@ def loss_curves(path: Path, curves: dict, loss: str) -> None:
         _save(figure, path)
 
 
-def loss_step(path: Path, seconds: dict[int, dict[str, float]], memory: dict[str, int], size: int, loss: str) -> None:
+def loss_step(path: Path, step: dict, loss: str) -> None:
     """Time of a step over the batch size, and peak memory at one batch size."""
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.6), width_ratios=(3, 2))
-        sizes = list(seconds)
+        sizes = list(step["milliseconds"])
         for name, colour in COLOURS.items():
-            left.loglog(sizes, [1e3 * seconds[b][name] for b in sizes], "o-", color=colour, label=name)
+            left.loglog(sizes, [row[name] for row in step["milliseconds"].values()], "o-", color=colour, label=name)
         _plain_ticks(left, sizes)
         left.set(title="median time, float32, one thread", xlabel="batch size", ylabel="milliseconds (log scale)")
-        megabytes = [memory[name] / 2**20 for name in COLOURS]
+        megabytes = [step["peak_memory_bytes"][name] / 2**20 for name in COLOURS]
         bars = right.bar([name.split(" (")[0] for name in COLOURS], megabytes, color=list(COLOURS.values()), width=0.6)
         right.bar_label(bars, [f"{m:,.1f}" for m in megabytes], padding=2)
-        right.set(title=f"peak memory at batch size {size}", ylabel="MiB")
+        right.set(title=f"peak memory at batch size {step['peak_memory_batch']}", ylabel="MiB")
         right.margins(y=0.12)
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=len(COLOURS))
         figure.suptitle(f"One step of {loss} (forward and backward)", fontweight="bold")

@@ -1,12 +1,22 @@
 """Losses with the names, arguments and values of pytorch-metric-learning 2.9, one file each."""
 
-import importlib
-import pkgutil
-
 from metric_kernels.losses._base import REGISTRY, PairLoss
+from metric_kernels.losses.circle import CircleLoss
+from metric_kernels.losses.contrastive import ContrastiveLoss
+from metric_kernels.losses.lifted_structure import LiftedStructureLoss
+from metric_kernels.losses.multi_similarity import MultiSimilarityLoss
+from metric_kernels.losses.npairs import NPairsLoss
+from metric_kernels.losses.ntxent import NTXentLoss
+from metric_kernels.losses.supcon import SupConLoss
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
-globals().update(REGISTRY)
-
-__all__ = ["REGISTRY", "PairLoss", *REGISTRY]
+__all__ = [
+    "REGISTRY",
+    "CircleLoss",
+    "ContrastiveLoss",
+    "LiftedStructureLoss",
+    "MultiSimilarityLoss",
+    "NPairsLoss",
+    "NTXentLoss",
+    "PairLoss",
+    "SupConLoss",
+]

@@ -28,6 +28,7 @@ class PairLoss(nn.Module):
     ``row(statistics..., parameters...)``, in the same language, makes of all statistics of an anchor its loss. A loss without
     it is a loss per pair: its last stage has ``total`` and ``count`` for each of ``sub_losses``, the sum and number of the
     pair losses inside the reducer's window (``low0 < loss < high0`` for the first sub-loss, ``low1`` ... for the second).
+    With ``magnifies``, inner products are summed more carefully, for a loss that has a large derivative.
     If ``required`` is the number of a log-sum-exp statistic, the loss is 0 unless some anchor has it.
 
     Args:
@@ -43,6 +44,7 @@ class PairLoss(nn.Module):
     sub_losses: tuple[str, ...] = ("loss",)
     counts_repetitions = False
     required: int | None = None
+    magnifies = False
     formula: Formula
     row: Callable[..., Tensor] | None = None
     row_params: tuple[str, ...] = ()
@@ -53,7 +55,15 @@ class PairLoss(nn.Module):
         if not stages and "row" in cls.__dict__:
             stages = cls.formula.stages  # another formula all the same: compiled code has a row of its own
         if stages:
-            cls.formula = Formula(f"{cls.__module__}.{cls.__qualname__}", stages)
+            cls.formula = Formula(f"{cls.__module__}.{cls.__qualname__}", stages, cls.magnifies)
+        if not stages and (alone := cls.__dict__.keys() & {"stats", "dpair", "drow", "dcol"}):
+            raise TypeError(f"{cls.__qualname__}: expected pair beside {min(alone)}; a formula is not inherited in parts")
+        for stage in stages:
+            if (stage.drow or stage.dcol) and not {s.kind for s in stage.stats} <= {"total", "count"}:
+                kinds = [s.kind for s in stage.stats]
+                raise TypeError(
+                    f"{cls.__qualname__}: expected a stage with drow or dcol to have totals and counts, got {kinds}"
+                )
         if not hasattr(cls, "formula"):
             raise TypeError(f"{cls.__qualname__}: expected a formula (stats, pair and dpair) in the class body")
         if cls.row is not None:
@@ -112,16 +122,19 @@ class PairLoss(nn.Module):
         """
         batch = Batch(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         loss = self._loss(batch)
+        penalty = None
+        if self.embedding_regularizer is not None:
+            penalty = self.embedding_reg_weight * self.embedding_regularizer(embeddings)
         if isinstance(loss, dict):
+            if penalty is not None:
+                loss["embedding_reg_loss"] = {"losses": penalty, "indices": None, "reduction_type": "already_reduced"}
             return loss
         loss = loss.to(batch.result_type)
-        if self.embedding_regularizer is not None:
-            loss = loss + self.embedding_reg_weight * self.embedding_regularizer(embeddings)
-        return loss
+        return loss if penalty is None else loss + penalty
 
     def _loss(self, batch: Batch):
         if batch.x.numel() == 0 or batch.y.numel() == 0:
-            return (batch.x.sum() if batch.same else batch.x.sum() + batch.y.sum()) * 0.0
+            return batch.nothing()
         return self._evaluate(batch)
 
     def _evaluate(self, batch: Batch):
@@ -157,23 +170,25 @@ class PairLoss(nn.Module):
         return Epilogue(tuple(float(getattr(self, name)) for name in self.row_params), windows, self.required)
 
     def _explicit(self, batch: Batch, reducer: list[reducers.Reducer]):
-        pairs = batch.pairs or tuples.all_pairs(batch.targets, batch.ref_labels, batch.exclude_self)
-        if batch.pairs is not None and not self.counts_repetitions:
-            pairs = tuple(p.unique(len(batch.y)) for p in pairs)
-            _no_pair_on_both_sides(*pairs, len(batch.y))
         each_needed = any(r.needs_each for r in reducer)
-        params = self._params(windows=not each_needed)
-        values, each = tuples.statistics(self.formula, params, self.distance, batch.x, batch.y, batch.same, *pairs)
+        if batch.pairs is None and self.row is not None:  # a loss of each anchor, which needs no list of its pairs
+            values, each = row_stats(self._call(batch))[0], []
+        else:
+            pairs = batch.pairs or tuples.all_pairs(batch.targets, batch.ref_labels, batch.exclude_self)
+            if batch.pairs is not None and not self.counts_repetitions:
+                pairs = tuples.distinct(*pairs, len(batch.x), len(batch.y))
+            params = self._params(windows=not each_needed)
+            summed = self.row is None and all(r.plain is not None for r in reducer)
+            values, each = tuples.statistics(
+                self.formula, params, self.distance, batch.x, batch.y, batch.same, *pairs, each=each_needed, summed=summed
+            )
         if not each_needed:
-            return self._reduce(values.unbind(0), reducer, batch)
+            return self._reduce(values, reducer, batch)
         present = self._present(values)
         if self.row is not None:
-            losses = self._rows(values.unbind(0))
-            found = {"loss": (losses, batch.rows(), "element")}
+            found = {"loss": (self._rows(values), batch.rows(), "element")}
         else:
-            found = {
-                name: (t, tuple(p), "pos_pair" if p is pairs[0] else "neg_pair") for name, (p, t) in zip(self.sub_losses, each)
-            }
+            found = {name: (t, (p.anchors, p.others), f"{side}_pair") for name, (side, p, t) in zip(self.sub_losses, each)}
         if present is not None:
             found = {name: (torch.where(present, t, 0.0), *rest) for name, (t, *rest) in found.items()}
         named = {
@@ -186,7 +201,7 @@ class PairLoss(nn.Module):
 
     def _one(self, reducer: reducers.Reducer, name: str, info: dict, batch: Batch) -> Tensor:
         if not info["losses"].numel():
-            return batch.x.sum() * 0.0
+            return batch.nothing()
         if reducer.needs_each:
             return reducer.of_each({name: info}, batch.x, batch.labels)
         losses = info["losses"]
@@ -236,18 +251,14 @@ class PairLoss(nn.Module):
         return tuple([tuple([known[name] for name in stage.params]) for stage in self.formula.stages])
 
     def _number(self, name: str) -> float:
-        value = getattr(self, name)
+        value = getattr(self, name, None)
         if isinstance(value, Tensor) and value.requires_grad:
             raise TypeError(f"{name}: expected a number, got a tensor that requires grad; the kernels take it as constant")
-        return float(value)
-
-
-def _no_pair_on_both_sides(positives: tuples.Pairs, negatives: tuples.Pairs, columns: int) -> None:
-    both = torch.isin(positives.anchors * columns + positives.others, negatives.anchors * columns + negatives.others)
-    if both.any():
-        k = int(both.nonzero()[0])
-        pair = (int(positives.anchors[k]), int(positives.others[k]))
-        raise ValueError(f"indices_tuple: expected each pair to be positive or negative, got {pair} as both")
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            given = repr(value) if hasattr(self, name) else "no such attribute"
+            raise TypeError(f"{name}: the formula of {type(self).__name__} expects a number, got {given}") from None
 
 
 class Batch:
@@ -272,7 +283,7 @@ class Batch:
                     )
                 if ref_emb.device != embeddings.device:
                     raise ValueError(f"ref_emb: expected device {embeddings.device}, got {ref_emb.device}")
-            self.exclude_self = ref_labels is labels
+            self.exclude_self = labels is not None and ref_labels is labels
             if not self.exclude_self:
                 self.ref_labels = _checked_labels("ref_labels", ref_labels, ref_emb, "ref_emb")
             elif len(ref_emb) != len(embeddings):
@@ -286,12 +297,18 @@ class Batch:
     def pairing(self, pairs: Tensor) -> Batch:
         """The batch in which each anchor, a row of ``pairs[0]``, matches its positive in ``pairs[1]`` and no other."""
         batch = copy.copy(self)
-        batch.x, batch.y = self.x.index_select(0, pairs.flatten()).chunk(2)
+        rows = self.x.index_select(0, pairs.flatten()).unflatten(0, pairs.shape)
+        batch.x, batch.y = rows[0], rows[1]  # unpacked at once, autocast would meddle with their gradients
         batch.same, batch.exclude_self, batch.pairs = False, False, None
         batch.anchors = pairs[0]
         batch.labels = self.labels.index_select(0, batch.anchors)
         batch.targets = batch.ref_labels = torch.arange(len(batch.anchors), device=self.x.device)
         return batch
+
+    def nothing(self) -> Tensor:
+        """0, connected to the graph; NaN if an embedding is not finite."""
+        zero = (self.x * 0.0).sum()
+        return zero if self.same else zero + (self.y * 0.0).sum()
 
     def rows(self) -> Tensor:
         """The index in the batch of each row of x."""
@@ -326,4 +343,5 @@ def _checked_labels(name: str, labels: object, x: Tensor, of: str) -> Tensor | N
         )
     if labels.is_floating_point() or labels.is_complex():
         raise TypeError(f"{name}: expected an integer or bool type, got {labels.dtype}")
-    return labels.to(x.device, torch.int64).contiguous()
+    # A copy, so that labels may be changed in place between forward and backward.
+    return labels.to(x.device, torch.int64, copy=True, memory_format=torch.contiguous_format)

@@ -30,11 +30,12 @@ class CircleLoss(PairLoss):
     """
 
     default_reducer = AvgNonZeroReducer
+    magnifies = True  # by gamma
 
     def __init__(self, m: float = 0.4, gamma: float = 80, **kwargs):
         super().__init__(**kwargs)
-        if not isinstance(self.distance, CosineSimilarity):
-            raise TypeError(f"distance: CircleLoss expects CosineSimilarity, got {type(self.distance).__name__}")
+        if not self.distance.is_a(CosineSimilarity):
+            raise AssertionError(f"distance: CircleLoss expects CosineSimilarity, got {type(self.distance).__name__}")
         self.m = m
         self.gamma = gamma
 

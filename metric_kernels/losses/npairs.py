@@ -2,8 +2,11 @@ import torch
 
 from metric_kernels import fn
 from metric_kernels.distances import DotProductSimilarity
-from metric_kernels.language import lse, total
+from metric_kernels.language import Op, lse, total
 from metric_kernels.losses._base import PairLoss
+from metric_kernels.metrics import Dot
+from metric_kernels.reducers import ClassWeightedReducer, PerAnchorReducer
+from metric_kernels.rowstats import Call, pair_matrix, row_stats
 
 
 class NPairsLoss(PairLoss):
@@ -32,7 +35,7 @@ class NPairsLoss(PairLoss):
 
     default_distance = DotProductSimilarity
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs) -> None:
         super().__init__(**kwargs)
 
     stats = (total("pos"), lse("neg"))
@@ -51,21 +54,39 @@ class NPairsLoss(PairLoss):
             raise ValueError("ref_emb is not supported for NPairsLoss: it pairs the samples of one batch")
         if batch.labels is None:
             raise ValueError("labels: NPairsLoss expects them, got None")
-        return super()._evaluate(batch.pairing(_first_pairs(batch)))
+        pairs, first = _pairs(batch)
+        if torch.compiler.is_compiling() and (reducer := self._masking()) is not None:
+            # A graph cannot depend on the number of classes, but each has two samples or else a listed anchor.
+            most = len(batch.x) // 2 if batch.pairs is None else len(batch.x)
+            at = torch.sort(first, stable=True, descending=True).indices[:most]
+            return self._masked(batch.pairing(pairs.index_select(1, at)), first[at], reducer)
+        return super()._evaluate(batch.pairing(pairs.index_select(1, first.nonzero()[:, 0])))
+
+    def _masking(self):
+        """The reducer, if it can leave losses out."""
+        (reducer,) = self._reducers()
+        if isinstance(reducer, PerAnchorReducer):
+            reducer = reducer.reducer  # an anchor has one loss here
+        return reducer if reducer.plain is not None or type(reducer) is ClassWeightedReducer else None
+
+    def _masked(self, batch, used, reducer):
+        """The loss over the pairs that are ``used``, in a batch of them and others."""
+        matrix = torch.where(used, pair_matrix(self.distance, batch.x, batch.y), self.sign * torch.inf)
+        op = Op(self.formula, Dot, self._params())
+        call = Call(op, matrix, None, batch.targets, batch.targets, False, False, True, False, self.backend)
+        losses = self._rows(row_stats(call)[0])
+        inside = used & reducer.inside(losses)
+        return reducer.of_pairs(torch.where(inside, losses, 0.0), inside, batch.labels)
 
 
-def _first_pairs(batch) -> torch.Tensor:
-    """The first positive pair (anchor, positive) of each class as a column, in the order of the labels."""
+def _pairs(batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positive pairs (anchor, positive) as columns in the order of the labels, and which is the first of its class."""
     if batch.pairs is not None:
-        anchors, positives = batch.pairs[0]
-        order = torch.sort(batch.labels[anchors], stable=True)
-        first = torch.ones_like(order.values, dtype=torch.bool)
-        first[1:] = order.values[1:] != order.values[:-1]
-        chosen = order.indices[first]
-        return torch.stack((anchors[chosen], positives[chosen]))
+        pairs = torch.stack(batch.pairs[0][:2])
+        labels, order = torch.sort(batch.labels[pairs[0]], stable=True)
+        return pairs[:, order], labels.diff(prepend=labels[:1] - 1) != 0
     labels, order = torch.sort(batch.labels, stable=True)
     continues = labels[1:] == labels[:-1]
     first = continues.clone()
     first[1:] &= ~continues[:-1]
-    at = first.nonzero()[:, 0]
-    return order.index_select(0, torch.cat((at, at + 1))).view(2, -1)
+    return torch.stack((order[:-1], order[1:])), first

@@ -24,14 +24,14 @@ class Timing(NamedTuple):
     count: int
 
 
-def interleaved(actions: dict[str, Callable[[], object]], budget_s: float) -> dict[str, Timing]:
+def interleaved(actions: dict[str, Callable[[], object]], budget_s: float, min_turns: int = MIN_TURNS) -> dict[str, Timing]:
     """Medians of each action within about ``budget_s`` seconds in all.
 
     Every action has the same share of the time. One that is too slow for a turn in every round gets its turns evenly
-    spread over the rounds, at least MIN_TURNS. A turn is a burst of steps that lasts TURN_S, whose first step is not
+    spread over the rounds, at least ``min_turns``. A turn is a burst of steps that lasts TURN_S, whose first step is not
     counted if there are several: threads of the action before may still be spinning.
     """
-    plans = {name: _plan(_warm(action), budget_s / len(actions)) for name, action in actions.items()}
+    plans = {name: _plan(_warm(action), budget_s / len(actions), min_turns) for name, action in actions.items()}
     rounds = max(turns for turns, _ in plans.values())
     taken = {name: [] for name in actions}
     for number in range(rounds):
@@ -53,11 +53,11 @@ def _warm(action: Callable[[], object]) -> float:
     return best
 
 
-def _plan(step_s: float, share_s: float) -> tuple[int, int]:
+def _plan(step_s: float, share_s: float, min_turns: int) -> tuple[int, int]:
     """Turns, and steps in a turn."""
     burst = min(MAX_BURST, math.ceil(TURN_S / step_s))
     burst += burst > 1
-    return min(MAX_TURNS, max(MIN_TURNS, int(share_s / (step_s * burst)))), burst
+    return min(MAX_TURNS, max(min_turns, int(share_s / (step_s * burst)))), burst
 
 
 def _summary(seconds: list[float]) -> Timing:

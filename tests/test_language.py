@@ -418,5 +418,5 @@ def test_gradients_through_statistics_need_totals():
     functions = {"pair": lambda v, row0: (v + row0,), "dpair": lambda v, row0: (1.0,), "drow": lambda v, row0: (1.0,)}
     first = type("First", (), {"stats": (total("neg"),), "pair": lambda v: (v,), "dpair": lambda v: (1.0,)})
     second = type("Second", (), {"stats": (lse("pos"),), **functions})
-    with pytest.raises(TypeError, match=r"Wrong: expected totals and counts in a stage with drow or dcol, got \['lse'\]"):
+    with pytest.raises(TypeError, match=r"expected .* totals and counts.*, got \['lse'\]"):
         type("Wrong", (PairLoss,), {"first": first, "second": second, "row": lambda a, b: a})

@@ -47,6 +47,7 @@ sanitize: setup
 	METRIC_KERNELS_SANITIZE=1 $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
 		--target $(SANITIZED) .
 	@ls $(SANITIZED)/metric_kernels/_native* > /dev/null || { echo "the sanitized extension did not compile"; exit 1; }
+	@rm -rf build/with-sanitizers
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 PYTHONPATH=$(SANITIZED) METRIC_KERNELS_BACKEND=native \
 		$(BIN)/pytest -q -p no:cacheprovider tests/test_native.py tests/test_losses.py -k native

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pybind11.setup_helpers import Pybind11Extension, build_ext
 from setuptools import setup
+from setuptools.errors import CompileError, LinkError
 
 ROOT = Path(__file__).resolve().parent
 X86 = platform.machine().lower() in ("x86_64", "amd64")
@@ -18,7 +19,8 @@ if X86:
     ISAS["avx512"] = {"unix": AVX512, "msvc": ["/arch:AVX512"]}
 # Comparisons and square roots vectorise only if they need not raise; NaN and infinity keep their meaning.
 FLAGS = {"unix": ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"], "msvc": ["/O2"]}
-if os.environ.get("METRIC_KERNELS_SANITIZE"):
+SANITIZE = bool(os.environ.get("METRIC_KERNELS_SANITIZE"))
+if SANITIZE:
     FLAGS["unix"] = ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", *FLAGS["unix"][1:]]
 OPENMP = {"unix": ["-fopenmp"], "msvc": ["/openmp"]}
 
@@ -61,7 +63,8 @@ class BuildKernels(build_ext):
         try:
             objects = self.compiler.compile([str(probe)], output_dir=str(folder), extra_postargs=flags)
             self.compiler.link_executable(objects, str(folder / "probe"), extra_postargs=flags)
-        except Exception:
+        except (CompileError, LinkError) as error:
+            print(f"metric_kernels: the compiler refuses {' '.join(flags)}, going on without it ({error})")
             return False
         return True
 
@@ -75,4 +78,6 @@ def _generator():
 
 extension = Pybind11Extension("metric_kernels._native", ["csrc/bindings.cpp"], cxx_std=17)
 extension.optional = True  # without a compiler the package installs all the same and runs on Numba
-setup(ext_modules=[extension], cmdclass={"build_ext": BuildKernels})
+# A folder of its own, so that a failing build never installs what the other left behind.
+options = {"build": {"build_base": "build/with-sanitizers" if SANITIZE else "build"}}
+setup(ext_modules=[extension], cmdclass={"build_ext": BuildKernels}, options=options)

@@ -19,6 +19,7 @@ namespace py = pybind11;
 struct StageInfo {
   int stats, rows, cols, params;
   bool extremes, logarithms;
+  std::vector<int> drow, dcol;  // the statistics that the gradient of this stage goes on to
 };
 struct FormulaInfo {
   const char* key;
@@ -135,6 +136,12 @@ template <class T> const T* vector(const char* name, const py::array& a, int64_t
     throw py::value_error(std::string(name) + ": expected shape (" + std::to_string(n) + ",), got " + shape_of(a));
   if (n > 1 && a.strides(0) != py::ssize_t(sizeof(T))) throw py::value_error(std::string(name) + ": expected contiguous data");
   return static_cast<const T*>(a.data());
+}
+
+template <class T> T* vector_out(const char* name, py::array& a, int64_t n) {
+  const T* data = vector<T>(name, a, n);
+  if (!a.writeable()) throw py::value_error(std::string(name) + ": expected a writable array");
+  return const_cast<T*>(data);
 }
 
 // A (k, n) matrix whose rows are contiguous; its row stride in elements goes to `stride`.
@@ -295,11 +302,7 @@ void weights(TileArguments& a, const SideArguments& rows, const SideArguments& c
   for (const StageInfo& s : info.stages) total += s.stats, two_sided |= s.cols > 0, extremes |= s.extremes;
   const Side<T> mine = side<T>(rows, total, tile.m, true, extremes);
   const Side<T> other = two_sided ? side<T>(cols, total, tile.n, true, extremes) : Side<T>{};
-  T* norms = nullptr;
-  if (norm_grad) {
-    norms = const_cast<T*>(vector<T>("norm_grad", *norm_grad, tile.m));
-    if (!norm_grad->writeable()) throw py::value_error("norm_grad: expected a writable array");
-  }
+  T* norms = norm_grad ? vector_out<T>("norm_grad", *norm_grad, tile.m) : nullptr;
   py::gil_scoped_release release;
   checked.kernels->weights(tile, mine, other, both, norms);
 }
@@ -321,23 +324,47 @@ void input_grads(TileArguments& a, int stage, const SideArguments& rows, const S
   checked.kernels->input_grads(stage, tile, mine, other, swapped, result);
 }
 
-// Returns the loss; writes its gradient with respect to the statistics. 0 if `required` is -inf for every anchor.
+// How the statistics become a number, checked against the formula.
+struct Reduction {
+  std::vector<double> params;
+  std::vector<Window> windows;
+  int required;
+
+  Reduction(const FormulaInfo& info, std::vector<double> params, const std::vector<std::tuple<double, double, bool>>& list,
+            int required)
+      : params(std::move(params)), required(required) {
+    for (const auto& [low, high, mean] : list) windows.push_back({low, high, mean});
+    if (this->params.size() != info.row_params)
+      throw py::value_error("params: expected " + std::to_string(info.row_params) + " numbers, got " +
+                            std::to_string(this->params.size()));
+    if (windows.size() != info.sub_losses)
+      throw py::value_error("windows: expected " + std::to_string(info.sub_losses) + ", got " +
+                            std::to_string(windows.size()));
+    const int total = stats_before(info, int(info.stages.size()));
+    if (required < -1 || required >= total)
+      throw py::value_error("required: expected -1 to " + std::to_string(total - 1) + ", got " + std::to_string(required));
+  }
+
+  // The loss, 0 if `required` is -inf for every anchor; writes its gradient with respect to the statistics.
+  template <class T>
+  double operator()(const Kernels<T>* kernels, const Side<T>& rows, int total, int64_t n, const Output<T>& out) const {
+    bool present = required < 0;
+    for (int64_t i = 0; i < n && !present; ++i)
+      present = rows.values[required * rows.values_stride + i] != -std::numeric_limits<T>::infinity();
+    const double loss = kernels->reduce(rows, n, params.data(), windows.data(), out);
+    if (present) return loss;
+    for (int k = 0; k < total; ++k)
+      for (int64_t i = 0; i < n; ++i) out.values[k * out.values_stride + i] = T(0);
+    return 0;
+  }
+};
+
 template <class T>
-double epilogue(int formula, const std::vector<double>& params, const std::vector<Window>& windows, int required,
-                const py::array& values, py::array& grads) {
+double epilogue(int formula, const Reduction& reduction, const py::array& values, py::array& grads) {
   const FormulaInfo& info = formula_info(formula);
-  int total = 0;
-  for (const StageInfo& s : info.stages) total += s.stats;
+  const int total = stats_before(info, int(info.stages.size()));
   if (values.ndim() != 2) throw py::value_error("statistics: expected 2 dimensions, got shape " + shape_of(values));
   const int64_t n = values.shape(1);
-  if (params.size() != info.row_params)
-    throw py::value_error("params: expected " + std::to_string(info.row_params) + " numbers, got " +
-                          std::to_string(params.size()));
-  if (windows.size() != info.sub_losses)
-    throw py::value_error("windows: expected " + std::to_string(info.sub_losses) + ", got " +
-                          std::to_string(windows.size()));
-  if (required < -1 || required >= total)
-    throw py::value_error("required: expected -1 to " + std::to_string(total - 1) + ", got " + std::to_string(required));
   Side<T> rows{};
   rows.values = matrix<T>("statistics", values, total, n, rows.values_stride);
   Output<T> out{};
@@ -346,14 +373,43 @@ double epilogue(int formula, const std::vector<double>& params, const std::vecto
   if constexpr (sizeof(T) == 4) kernels = active().formulas.single + formula;
   else kernels = active().formulas.twice + formula;
   py::gil_scoped_release release;
-  bool present = required < 0;
-  for (int64_t i = 0; i < n && !present; ++i)
-    present = rows.values[required * rows.values_stride + i] != -std::numeric_limits<T>::infinity();
-  const double loss = kernels->reduce(rows, n, params.data(), windows.data(), out);
-  if (present) return loss;
-  for (int k = 0; k < total; ++k)
-    for (int64_t i = 0; i < n; ++i) out.values[k * out.values_stride + i] = T(0);
-  return 0;
+  return reduction(kernels, rows, total, n, out);
+}
+
+// Everything between the two products of a step, for a tile that is the whole matrix.
+template <class T> double step(TileArguments& a, const Reduction& reduction, bool both, Optional& norm_grad) {
+  CheckedTile<T> checked(a);
+  const FormulaInfo& info = formula_info(a.formula);
+  const Tile<T>& tile = checked.tile;
+  const int stages = int(info.stages.size()), total = stats_before(info, stages);
+  bool two_sided = false;
+  for (const StageInfo& s : info.stages) two_sided |= s.cols > 0;
+  if ((both || two_sided) && tile.m != tile.n)
+    throw py::value_error("s: expected the matrix of a batch with itself, got shape " + shape_of(a.s));
+  if (two_sided && !both) throw py::value_error("both: expected True for a formula that reads the other point, got False");
+  T* norms = norm_grad ? vector_out<T>("norm_grad", *norm_grad, tile.m) : nullptr;
+  py::gil_scoped_release release;
+  const int64_t m = tile.m;
+  std::vector<T> values(total * m), grads(total * m), scale(total * m, T(1)), shares;
+  std::vector<int64_t> index(total * m, -1);
+  const Side<T> rows{values.data(), m, grads.data(), m, index.data(), m};
+  for (int k = 0, before = 0; k < stages; before += info.stages[k++].stats)
+    checked.kernels->stats(k, tile, rows, rows,
+                           {values.data() + before * m, m, index.data() + before * m, m, scale.data() + before * m, m});
+  const double loss = reduction(checked.kernels, rows, total, m, Output<T>{grads.data(), m, nullptr, 0, nullptr, 0});
+  for (T& v : values) v = v < std::numeric_limits<T>::lowest() ? std::numeric_limits<T>::lowest() : v;
+  for (int k = stages - 1; k > 0; --k)
+    for (const bool swapped : {false, true}) {
+      const std::vector<int>& inputs = swapped ? info.stages[k].dcol : info.stages[k].drow;
+      if (inputs.empty()) continue;
+      shares.resize(inputs.size() * m);
+      checked.kernels->input_grads(k, tile, rows, rows, swapped, {shares.data(), m, nullptr, 0, nullptr, 0});
+      for (size_t r = 0; r < inputs.size(); ++r)
+        for (int64_t i = 0; i < m; ++i) grads[inputs[r] * m + i] += shares[r * m + i];
+    }
+  for (size_t i = 0; i < grads.size(); ++i) grads[i] *= scale[i];
+  checked.kernels->weights(tile, rows, rows, both, norms);
+  return loss;
 }
 
 py::dict table() {
@@ -392,10 +448,14 @@ PYBIND11_MODULE(_native, m) {
   });
   m.def("epilogue", [](int formula, std::vector<double> params, std::vector<std::tuple<double, double, bool>> windows,
                        int required, py::array values, py::array grads) {
-    std::vector<Window> list;
-    for (const auto& [low, high, mean] : windows) list.push_back({low, high, mean});
-    auto call = is_double(values) ? epilogue<double> : epilogue<float>;
-    return call(formula, params, list, required, values, grads);
+    const Reduction reduction(formula_info(formula), std::move(params), windows, required);
+    return (is_double(values) ? epilogue<double> : epilogue<float>)(formula, reduction, values, grads);
+  });
+  m.def("step", [](TILE, std::vector<double> row_params, std::vector<std::tuple<double, double, bool>> windows, int required,
+                   bool both, Optional norm_grad) {
+    TileArguments tile = TILE_ARGUMENTS;
+    const Reduction reduction(formula_info(formula), std::move(row_params), windows, required);
+    return OF_TYPE(step)(tile, reduction, both, norm_grad);
   });
   m.def("exp", [](py::array_t<float> x) { return py::vectorize([](float v) { return fn::exp(v); })(x); });
   m.def("isa", [] { return active().name; }, "The instruction set in use.");

@@ -249,11 +249,13 @@ def table() -> str:
             stages = []
             for node in nodes:
                 split = [STATISTIC.match(a.arg) for a in functions(node)["pair"].args.args[1:]]
-                rows_in, cols_in = (sum(bool(m and m[1] == side) for m in split) for side in ("row", "col"))
+                inputs = {side: [m[2] for m in split if m and m[1] == side] for side in ("row", "col")}
+                rows_in, cols_in = map(len, inputs.values())
+                slopes = [", ".join(inputs[side]) if f"d{side}" in functions(node) else "" for side in inputs]
                 params = sum(m is None for m in split)
                 kinds = [s.func.id for s in constant(node, "stats").elts]
                 flags = ", ".join(str(not known.isdisjoint(kinds)).lower() for known in ({"largest", "smallest"}, {"lse"}))
-                stages.append(f"{{{len(kinds)}, {rows_in}, {cols_in}, {params}, {flags}}}")
+                stages.append(f"{{{len(kinds)}, {rows_in}, {cols_in}, {params}, {flags}, {{{slopes[0]}}}, {{{slopes[1]}}}}}")
             known = functions(owner).get("row")
             total = sum(len(constant(n, "stats").elts) for n in nodes)
             row_params = len(known.args.args) - total if known else 0

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from metric_kernels.language import Formula, Op
 from metric_kernels.metrics import Metric
-from metric_kernels.tile import Side, Tile, finite
+from metric_kernels.tile import Epilogue, Side, Tile, finite
 
 NORM_FLOOR = 1e-12
 # Unit roundoffs that cover the error of p + q - 2 s, where z of length D is summed in blocks; below it a distance is 0.
@@ -76,6 +76,11 @@ class Problem(NamedTuple):
     ref_labels: Tensor
     exclude_self: bool
     backend: object
+
+    @property
+    def free_norms(self) -> bool:
+        """Whether the norms of the points matter and are not fixed."""
+        return self.op.metric.norms and (not self.normalize or self.op.metric.centred)
 
     def mirrored(self) -> Problem:
         """The same pairs seen from the other side."""
@@ -245,6 +250,35 @@ def _fill(sweep: Sweep, stages: Sequence[int], rows: Statistics, cols: Statistic
             backend.stats(op, stages, tile, values, others.values, index, scale)
 
 
+class Step(NamedTuple):
+    """A forward pass that has done all of the backward pass but its products, for a loss whose own gradient is 1."""
+
+    loss: Tensor
+    weights: Tensor
+    norm_grad: Tensor | None
+
+    @classmethod
+    def of(cls, problem: Problem, x: Points, y: Points, kept: Tensor, epilogue: Epilogue) -> Step | None:
+        """None if the backend has no such step, or the call is too large for it."""
+        sweep = Sweep(problem, x, y, kept, filled=False)
+        same, two_sided = x is y, problem.op.formula.two_sided
+        if not sweep.single or x.given or two_sided and not same or not hasattr(problem.backend, "step"):
+            return None
+        ((_, tile),) = sweep
+        norm_grad = x.z.new_empty(len(x.z)) if problem.free_norms else None
+        return cls(problem.backend.step(problem.op, epilogue, tile, same, norm_grad), kept, norm_grad)
+
+    def backward(self, x: Points, y: Points, grad: Tensor, wanted: tuple[bool, bool], dtypes: tuple[torch.dtype, torch.dtype]):
+        """Gradients with respect to the embeddings of either side."""
+        w, norm_x, gx, gy = self.weights, self.norm_grad, None, None
+        if wanted[0]:
+            gx = x.pull(torch.mm(w, y.z).mul_(grad), None if norm_x is None else norm_x * grad, dtypes[0])
+        if wanted[1] and y is not x:
+            norm_y = None if norm_x is None else w.sum(0).mul_(-0.5 * grad)
+            gy = y.pull(torch.mm(w.t(), x.z).mul_(grad), norm_y, dtypes[1])
+        return gx, gy
+
+
 def backward(
     problem: Problem,
     x: Points,
@@ -274,7 +308,7 @@ def backward(
         for at, tile in sweep:
             problem.backend.weights(op, tile, mine.at(at), other, both and not same, None)
         return kept.to(dtypes[0]), None
-    free = op.metric.norms and (not problem.normalize or op.metric.centred)
+    free = problem.free_norms
     gx = torch.empty_like(x.z) if wanted[0] else None
     gy = None
     if wanted[1] and not same:

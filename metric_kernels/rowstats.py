@@ -39,6 +39,10 @@ class Call(NamedTuple):
     same: bool
     backend: str | None
 
+    def emptied(self) -> Call:
+        """The call without its embeddings, which autograd keeps as long as they are needed."""
+        return self._replace(x=None, y=None)
+
     @property
     def arithmetic(self) -> torch.dtype:
         x, y = self.x, self.y
@@ -92,6 +96,10 @@ class _Run:
             self.x = core.Points(x, op.metric, call.normalize, dtype)
             self.y = self.x if y is None else core.Points(y, op.metric, call.normalize, dtype)
 
+    def step(self, epilogue: Epilogue) -> core.Step | None:
+        n, m, z = len(self.x.z), len(self.y.z), self.x.z
+        return core.Step.of(self.problem, self.x, self.y, z.new_empty(n, m), epilogue) if core.fits(n, m, z.dtype) else None
+
     def forward(self, keep: bool) -> tuple[core.Statistics, core.Statistics | None]:
         n, m = len(self.x.z), len(self.y.z)
         if keep and self.kept is None and core.fits(n, m, self.x.z.dtype):
@@ -99,10 +107,7 @@ class _Run:
         return core.forward(self.problem, self.x, self.y, self.kept)
 
     def backward(self, rows: core.Statistics, cols: core.Statistics | None, grads: Tensor, wanted: tuple[bool, bool]):
-        if self.x.given:
-            kept = self.kept.clone()
-        else:  # overwritten below: a second backward computes the products again
-            kept, self.kept = self.kept, None
+        kept = self.kept.clone() if self.x.given else self.kept  # overwritten, and a given matrix is the caller's
         return core.backward(self.problem, self.x, self.y, rows, cols, grads, kept, wanted, self.dtypes)
 
 
@@ -110,9 +115,9 @@ class _RowStats(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, y, call):
         with core.no_autocast(x.device.type):
-            ctx.run = _Run(call)
-            rows, cols = ctx.run.forward(keep=any(ctx.needs_input_grad[:2]))
-        ctx.cols = None if cols is rows else cols
+            run = _Run(call)
+            rows, cols = run.forward(keep=any(ctx.needs_input_grad[:2]))
+        ctx.call, ctx.held = call.emptied(), (run, None if cols is rows else cols)
         ctx.save_for_backward(x, y, *rows)
         ctx.mark_non_differentiable(rows.index)
         # One output a statistic: autograd would stack and unstack a matrix of them op by op.
@@ -126,25 +131,47 @@ class _RowStats(torch.autograd.Function):
 class _RowLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, y, call, epilogue):
+        wanted = any(ctx.needs_input_grad[:2])
+        ctx.call, ctx.epilogue = call.emptied(), epilogue
         with core.no_autocast(x.device.type):
-            ctx.run = _Run(call)
-            rows, cols = ctx.run.forward(keep=any(ctx.needs_input_grad[:2]))
-        loss, grads = ctx.run.problem.backend.epilogue(call.op, epilogue, rows.values)
-        ctx.cols = None if cols is rows else cols
+            run = _Run(call)
+            step = run.step(epilogue) if wanted else None
+            ctx.stepped = step is not None
+            if ctx.stepped:
+                ctx.held = run, step
+                ctx.save_for_backward(x, y)
+                return step.loss
+            rows, cols = run.forward(keep=wanted)
+        ctx.held = run, None if cols is rows else cols
+        loss, grads = run.problem.backend.epilogue(call.op, epilogue, rows.values)
         ctx.save_for_backward(x, y, *rows, grads)
         return loss
 
     @staticmethod
     def backward(ctx, grad):
-        return *_pulled(ctx, (ctx.saved_tensors[-1] * grad).detach()), None, None
+        if not ctx.stepped:
+            return *_pulled(ctx, (ctx.saved_tensors[-1] * grad).detach()), None, None
+        x, y = ctx.saved_tensors
+        with torch.no_grad(), core.no_autocast(grad.device.type):
+            run, step = _taken(ctx, x, y)
+            step = run.step(ctx.epilogue) if step is None else step
+            gx, gy = step.backward(run.x, run.y, grad, ctx.needs_input_grad[:2], run.dtypes)
+        return once(gx, x, y), once(gy, x, y), None, None
 
 
 def _pulled(ctx, grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
     x, y, values, index, scale, *_ = ctx.saved_tensors
     rows = core.Statistics(values, index, scale)
     with torch.no_grad(), core.no_autocast(grads.device.type):
-        gx, gy = ctx.run.backward(rows, ctx.cols, grads, ctx.needs_input_grad[:2])
+        run, cols = _taken(ctx, x, y)
+        gx, gy = run.backward(rows, cols, grads, ctx.needs_input_grad[:2])
     return once(gx, x, y), once(gy, x, y)
+
+
+def _taken(ctx, x: Tensor, y: Tensor | None) -> tuple[_Run, object]:
+    """The run of the forward pass and what it holds; a loss that lives on does not, and a second backward begins again."""
+    held, ctx.held = ctx.held, None
+    return (_Run(ctx.call._replace(x=x, y=y)), None) if held is None else held
 
 
 _ARGUMENTS = (

@@ -18,7 +18,12 @@ columns.
     gradients with respect to the statistics that a stage reads: those of i, summed over j, or (``swapped``) those of j as
     the other point of i, again summed over j, so that nothing is ever accumulated across rows.
 
-It may have ``epilogue(op, epilogue, values) -> (loss, dloss/dvalues)`` too; otherwise torch does that part.
+For small batches it may have two more, which torch does otherwise:
+
+``epilogue(op, epilogue, values) -> (loss, dloss/dvalues)``
+    the loss from the statistics.
+``step(op, epilogue, tile, both, norm_grad) -> loss``
+    all of the above for a tile that is the whole matrix, whose products are overwritten with dloss/ds_ij.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ ENTRIES = {
     "weights": [*TILE, *SIDES, "both", "norm_grad"],
     "input_grads": [*TILE, "stage", *SIDES, "swapped", "out"],
     "epilogue": ["formula", "row_params", "windows", "required", "statistics", "grads"],
+    "step": [*TILE, "row_params", "windows", "required", "both", "norm_grad"],
 }
 
 
@@ -33,6 +34,7 @@ def number_of(formula):
 def arguments(entry, formula=losses.LiftedStructureLoss.formula, params=(1.0, 1.0, 1.0, 0.0, -np.inf, np.inf)):
     """Valid arguments by name, in float32. The formula by default has two stages, the second reads both sides."""
     number, random = len(formula.stats), np.random.default_rng(0)
+    columns = ROWS if entry == "step" else COLUMNS  # a step is that of a batch with itself
 
     def floats(*shape):
         return random.standard_normal(shape).astype(np.float32)
@@ -40,13 +42,13 @@ def arguments(entry, formula=losses.LiftedStructureLoss.formula, params=(1.0, 1.
     tile = {
         "formula": number_of(formula),
         "metric": native.metrics["Euclidean"],
-        "s": floats(ROWS, COLUMNS),
+        "s": floats(ROWS, columns),
         "labels": np.array([0, 1, 0]),
-        "ref_labels": np.array([0, 1, 1, 0, 2]),
+        "ref_labels": np.array([0, 1, 1, 0, 2])[:columns],
         "row": 0,
         "diagonal": -1,
         "p": 4 + np.abs(floats(ROWS)),
-        "q": 4 + np.abs(floats(COLUMNS)),
+        "q": 4 + np.abs(floats(columns)),
         "eps": 1e-6,
         "params": list(params),
         "threads": 1,
@@ -97,6 +99,12 @@ def strided(array):
     return np.repeat(array, 2, axis=-1)[..., ::2]
 
 
+def misaligned(array):
+    copy = np.empty(array.nbytes + 1, np.uint8)[1:].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
 def overlapping(array):
     return np.lib.stride_tricks.as_strided(array, array.shape, (array.itemsize, array.itemsize))
 
@@ -118,6 +126,7 @@ MISTAKES = {
     "deep": (lambda a: a[None, None], ValueError),
     "scalar": (lambda a: a.ravel()[0:1].reshape(()), ValueError),
     "strided": (strided, ValueError),
+    "misaligned": (misaligned, ValueError),
     "reversed": (lambda a: a[..., ::-1], ValueError),
 }
 MATRIX_MISTAKES = {
@@ -130,6 +139,7 @@ WRITTEN = {
     "weights": ["s", "norm_grad"],
     "input_grads": ["s", "out"],
     "epilogue": ["grads"],
+    "step": ["s", "norm_grad"],
 }
 MATRICES = {"s", "out", "grads", "scale", *SIDES}
 # How the messages call what stands on either side.
@@ -170,7 +180,8 @@ def test_wrong_arrays(entry, name, spoil, error, options):
     """The message names the argument. All sizes are measured by those of s, or of the statistics of an epilogue."""
     given = arguments(entry, **options)
     if name == "norm_grad" and spoil(given[name]) is None:
-        return call(entry, {**given, name: None})
+        call(entry, {**given, name: None})
+        return
     with pytest.raises(error) as raised:
         call(entry, {**given, name: spoil(given[name])})
     message = str(raised.value)
@@ -182,9 +193,9 @@ def test_wrong_arrays(entry, name, spoil, error, options):
 NUMBERS = {
     "formula": [(-1, ValueError), (10_000, ValueError), (None, TypeError), (0.5, TypeError), (2**40, TypeError)],
     "metric": [(-1, ValueError), (99, ValueError), ("Dot", TypeError)],
-    "row": [(-1, ValueError), (1.5, TypeError)],
-    "diagonal": [(-2, ValueError), (None, TypeError)],
-    "threads": [(0, ValueError), (-3, ValueError), (None, TypeError)],
+    "row": [(-1, ValueError), (2**63 - 2, ValueError), (1.5, TypeError)],
+    "diagonal": [(-2, ValueError), (6, ValueError), (2**63 - 1, ValueError), (None, TypeError)],
+    "threads": [(0, ValueError), (-3, ValueError), (10**6, ValueError), (None, TypeError)],
     "params": [([], ValueError), ([1.0] * 20, ValueError), (None, TypeError), (["a"] * 6, TypeError)],
     "eps": [(None, TypeError), ("a", TypeError)],
     "stage": [(-1, ValueError), (2, ValueError)],
@@ -212,6 +223,15 @@ def test_wrong_numbers(entry, name, wrong, error):
         call(entry, {**arguments(entry), name: wrong})
     message = str(raised.value)
     assert "incompatible function arguments" in message or NUMBER_NAMES.get(name, name) in message
+
+
+def test_a_step_is_of_a_batch_with_itself():
+    given = arguments("step")
+    with pytest.raises(ValueError, match="both: expected True for a formula that reads the other point, got False"):
+        call("step", {**given, "both": False})
+    given |= {name: given[name][:2].copy() for name in ("ref_labels", "q")} | {"s": given["s"][:, :2].copy()}
+    with pytest.raises(ValueError, match=r"s: expected the matrix of a batch with itself, got shape \(3, 2\)"):
+        call("step", given)
 
 
 @pytest.mark.parametrize("entry", ENTRIES)

@@ -1,5 +1,6 @@
 """The budget for the product matrix: kept or computed again, the results are the same; the memory is what it says."""
 
+import gc
 import subprocess
 import sys
 import threading
@@ -166,3 +167,24 @@ def test_a_budget_belongs_to_its_thread():
         barrier.wait()
     thread.join()
     assert [workspace(), *seen] == [before, before]
+
+
+@pytest.mark.parametrize("size", [32, 1500], ids=["one_tile", "many_tiles"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_that_lives_on_holds_no_tensors(name, size):
+    x, labels = embeddings(size, 8).requires_grad_(), torch.arange(size) // 4
+    loss = getattr(losses, name)(backend="native")(x, labels)
+    loss.backward()
+    gc.collect()
+    held = [t for t in gc.get_objects() if type(t) is torch.Tensor and t.shape in ((size, size), (size, 8))]
+    assert all(t is x or t is x.grad for t in held) and loss.isfinite()
+
+
+@pytest.mark.parametrize("backend", QUICK_BACKENDS)
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_second_backward_pass(name, backend):
+    x, labels = embeddings(24, 8).requires_grad_(), torch.arange(24) // 4
+    loss = getattr(losses, name)(backend=backend)(x, labels)
+    (first,) = torch.autograd.grad(loss, x, retain_graph=True)
+    (second,) = torch.autograd.grad(3 * loss, x)
+    torch.testing.assert_close(second, 3 * first)

@@ -71,18 +71,15 @@ class NativeBackend:
         return out
 
     def epilogue(self, op: Op, epilogue: Epilogue, values: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss, and its gradient with respect to the statistics (K, N)."""
         native = _extension()[0]
         grads = torch.empty_like(values)
-        loss = native.epilogue(
-            native.formulas[op.formula.key][0],
-            epilogue.params,
-            epilogue.windows,
-            -1 if epilogue.required is None else epilogue.required,
-            values.numpy(),
-            grads.numpy(),
-        )
+        formula = native.formulas[op.formula.key][0]
+        loss = native.epilogue(formula, *_reduction(epilogue), values.numpy(), grads.numpy())
         return values.new_tensor(loss), grads
+
+    def step(self, op: Op, epilogue: Epilogue, tile: Tile, both: bool, norm_grad: Tensor | None) -> Tensor:
+        norm = None if norm_grad is None else norm_grad.numpy()
+        return tile.s.new_tensor(_extension()[0].step(*_arguments(op, tile), *_reduction(epilogue), both, norm))
 
 
 @functools.cache
@@ -114,6 +111,10 @@ def _arguments(op: Op, tile: Tile) -> tuple:
         [p for stage in op.params for p in stage],
         min(torch.get_num_threads(), 1024),
     )
+
+
+def _reduction(epilogue: Epilogue) -> tuple:
+    return epilogue.params, epilogue.windows, -1 if epilogue.required is None else epilogue.required
 
 
 def _side(side: Side) -> tuple:

@@ -262,7 +262,7 @@ class Step(NamedTuple):
         """None if the backend has no such step, or the call is too large for it."""
         sweep = Sweep(problem, x, y, kept, filled=False)
         same, two_sided = x is y, problem.op.formula.two_sided
-        if not sweep.single or x.given or two_sided and not same or not hasattr(problem.backend, "step"):
+        if not len(x.z) or not sweep.single or x.given or two_sided and not same or not hasattr(problem.backend, "step"):
             return None
         ((_, tile),) = sweep
         norm_grad = x.z.new_empty(len(x.z)) if problem.free_norms else None

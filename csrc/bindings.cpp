@@ -11,10 +11,10 @@
 #include <intrin.h>
 #endif
 
+#include "bindings_terms.h"
+#include "checks.h"
 #include "fn.h"
 #include "tile.h"
-
-namespace py = pybind11;
 
 struct StageInfo {
   int stats, rows, cols, params;
@@ -32,11 +32,14 @@ struct FormulaInfo {
 #include "table.gen.h"
 
 Formulas formulas_baseline();
+Terms terms_baseline();
 #ifdef HAVE_AVX2
 Formulas formulas_avx2();
+Terms terms_avx2();
 #endif
 #ifdef HAVE_AVX512
 Formulas formulas_avx512();
+Terms terms_avx512();
 #endif
 
 namespace {
@@ -46,6 +49,7 @@ namespace {
 struct Target {
   std::string name;
   Formulas formulas;
+  Terms terms;
 };
 
 bool cpu_has(const std::string& isa) {
@@ -75,12 +79,12 @@ bool cpu_has(const std::string& isa) {
 std::vector<Target> usable_targets() {
   std::vector<Target> found;
 #ifdef HAVE_AVX512
-  if (cpu_has("avx512")) found.push_back({"avx512", formulas_avx512()});
+  if (cpu_has("avx512")) found.push_back({"avx512", formulas_avx512(), terms_avx512()});
 #endif
 #ifdef HAVE_AVX2
-  if (cpu_has("avx2")) found.push_back({"avx2", formulas_avx2()});
+  if (cpu_has("avx2")) found.push_back({"avx2", formulas_avx2(), terms_avx2()});
 #endif
-  found.push_back({"baseline", formulas_baseline()});
+  found.push_back({"baseline", formulas_baseline(), terms_baseline()});
   return found;
 }
 
@@ -105,67 +109,6 @@ void use_isa(const std::string& name) {
   throw py::value_error("isa: expected one of " + known + ", got " + name);
 }
 
-// ---- arguments -------------------------------------------------------------------------------------------------------
-
-std::string shape_of(const py::array& a) {
-  std::string text = "(";
-  for (py::ssize_t d = 0; d < a.ndim(); ++d) text += (d ? ", " : "") + std::to_string(a.shape(d));
-  return text + ")";
-}
-
-template <class T> std::string type_name() { return py::str(py::dtype::of<T>()).template cast<std::string>(); }
-
-template <class T> void check_type(const char* name, const py::array& a) {
-  if (reinterpret_cast<uintptr_t>(a.data()) % alignof(T)) throw py::value_error(std::string(name) + ": expected aligned data");
-  if (!a.dtype().is(py::dtype::of<T>()) && !py::isinstance<py::array_t<T>>(a))
-    throw py::type_error(std::string(name) + ": expected dtype " + type_name<T>() + ", got " +
-                         py::str(a.dtype()).cast<std::string>());
-}
-
-using Optional = std::optional<py::array>;
-
-const py::array& given(const char* name, const Optional& a) {
-  if (!a) throw py::type_error(std::string(name) + ": expected an array, got None");
-  return *a;
-}
-
-// A vector of n numbers.
-template <class T> const T* vector(const char* name, const py::array& a, int64_t n) {
-  check_type<T>(name, a);
-  if (a.ndim() != 1 || a.shape(0) != n)
-    throw py::value_error(std::string(name) + ": expected shape (" + std::to_string(n) + ",), got " + shape_of(a));
-  if (n > 1 && a.strides(0) != py::ssize_t(sizeof(T))) throw py::value_error(std::string(name) + ": expected contiguous data");
-  return static_cast<const T*>(a.data());
-}
-
-template <class T> T* vector_out(const char* name, py::array& a, int64_t n) {
-  const T* data = vector<T>(name, a, n);
-  if (!a.writeable()) throw py::value_error(std::string(name) + ": expected a writable array");
-  return const_cast<T*>(data);
-}
-
-// A (k, n) matrix whose rows are contiguous; its row stride in elements goes to `stride`.
-template <class T>
-const T* matrix(const char* name, const py::array& a, int64_t k, int64_t n, int64_t& stride) {
-  check_type<T>(name, a);
-  if (a.ndim() != 2 || a.shape(0) != k || a.shape(1) != n)
-    throw py::value_error(std::string(name) + ": expected shape (" + std::to_string(k) + ", " + std::to_string(n) +
-                          "), got " + shape_of(a));
-  if (n > 1 && a.strides(1) != py::ssize_t(sizeof(T)))
-    throw py::value_error(std::string(name) + ": expected contiguous rows");
-  if (a.strides(0) < 0 || a.strides(0) % py::ssize_t(sizeof(T)))
-    throw py::value_error(std::string(name) + ": expected a positive row stride in whole elements");
-  stride = a.strides(0) / py::ssize_t(sizeof(T));
-  return static_cast<const T*>(a.data());
-}
-
-template <class T> T* writable(const char* name, py::array& a, int64_t k, int64_t n, int64_t& stride) {
-  const T* data = matrix<T>(name, a, k, n, stride);
-  if (!a.writeable()) throw py::value_error(std::string(name) + ": expected a writable array");
-  if (k > 1 && stride < n) throw py::value_error(std::string(name) + ": expected rows that do not overlap");
-  return const_cast<T*>(data);
-}
-
 const FormulaInfo& formula_info(int formula) {
   if (formula < 0 || formula >= int(FORMULA_TABLE.size()))
     throw py::value_error("formula: expected 0 to " + std::to_string(FORMULA_TABLE.size() - 1) + ", got " +
@@ -183,6 +126,18 @@ int stats_before(const FormulaInfo& info, int stage) {
   int number = 0;
   for (int k = 0; k < stage; ++k) number += info.stages[k].stats;
   return number;
+}
+
+void check_metric(int metric) {
+  if (metric < 0 || metric >= int(METRIC_TABLE.size()))
+    throw py::value_error("metric: expected 0 to " + std::to_string(METRIC_TABLE.size() - 1) + ", got " +
+                          std::to_string(metric));
+}
+
+int checked_threads(int threads) {
+  if (threads < 1 || threads > 1024)
+    throw py::value_error("threads: expected 1 to 1024, got " + std::to_string(threads));
+  return threads;
 }
 
 // Everything that describes a tile, as Python passes it.
@@ -203,9 +158,7 @@ template <class T> struct CheckedTile {
 
   explicit CheckedTile(TileArguments& a) {
     const FormulaInfo& info = formula_info(a.formula);
-    if (a.metric < 0 || a.metric >= int(METRIC_TABLE.size()))
-      throw py::value_error("metric: expected 0 to " + std::to_string(METRIC_TABLE.size() - 1) + ", got " +
-                            std::to_string(a.metric));
+    check_metric(a.metric);
     if (a.s.ndim() != 2) throw py::value_error("s: expected 2 dimensions, got shape " + shape_of(a.s));
     const int64_t m = a.s.shape(0), n = a.s.shape(1);
     int64_t stride;
@@ -229,9 +182,7 @@ template <class T> struct CheckedTile {
                             std::to_string(a.params.size()));
     params.assign(a.params.begin(), a.params.end());
     tile.params = params.data();
-    if (a.threads < 1 || a.threads > 1024)
-      throw py::value_error("threads: expected 1 to 1024, got " + std::to_string(a.threads));
-    tile.threads = a.threads;
+    tile.threads = checked_threads(a.threads);
     const Formulas& all = active().formulas;
     if constexpr (sizeof(T) == 4) kernels = all.single + a.formula;
     else kernels = all.twice + a.formula;
@@ -412,6 +363,47 @@ template <class T> double step(TileArguments& a, const Reduction& reduction, boo
   return loss;
 }
 
+// A tile without labels: what the passes over products alone need.
+template <class T>
+Tile<T> bare_tile(int metric, py::array& s, const Optional& p, const Optional& q, double eps, int threads, bool written) {
+  check_metric(metric);
+  if (s.ndim() != 2) throw py::value_error("s: expected 2 dimensions, got shape " + shape_of(s));
+  Tile<T> tile{};
+  tile.m = s.shape(0), tile.n = s.shape(1);
+  tile.s = written ? writable<T>("s", s, tile.m, tile.n, tile.stride)
+                   : const_cast<T*>(matrix<T>("s", s, tile.m, tile.n, tile.stride));
+  const bool norms = METRIC_NORMS[metric];
+  tile.p = norms && tile.m ? vector<T>("p", given("p", p), tile.m) : nullptr;
+  tile.q = norms && tile.n ? vector<T>("q", given("q", q), tile.n) : nullptr;
+  tile.eps = T(eps), tile.metric = metric, tile.threads = checked_threads(threads);
+  return tile;
+}
+
+template <class T> Passes<T> passes() {
+  if constexpr (sizeof(T) == 4) return active().formulas.passes_single;
+  else return active().formulas.passes_twice;
+}
+
+template <class T>
+void pair_values(int metric, py::array& s, const Optional& p, const Optional& q, double eps, int threads, py::array& out) {
+  const Tile<T> tile = bare_tile<T>(metric, s, p, q, eps, threads, false);
+  int64_t stride;
+  T* values = writable<T>("out", out, tile.m, tile.n, stride);
+  py::gil_scoped_release release;
+  passes<T>().values(tile, values, stride);
+}
+
+template <class T>
+void pair_slopes(int metric, py::array& s, const Optional& p, const Optional& q, double eps, int threads, const py::array& g,
+                 Optional& norm_grad) {
+  const Tile<T> tile = bare_tile<T>(metric, s, p, q, eps, threads, true);
+  int64_t stride;
+  const T* by_value = matrix<T>("g", g, tile.m, tile.n, stride);
+  T* norms = norm_grad ? vector_out<T>("norm_grad", *norm_grad, tile.m) : nullptr;
+  py::gil_scoped_release release;
+  passes<T>().slopes(tile, by_value, stride, norms);
+}
+
 py::dict table() {
   py::dict formulas;
   for (size_t k = 0; k < FORMULA_TABLE.size(); ++k)
@@ -457,6 +449,14 @@ PYBIND11_MODULE(_native, m) {
     const Reduction reduction(formula_info(formula), std::move(row_params), windows, required);
     return OF_TYPE(step)(tile, reduction, both, norm_grad);
   });
+  m.def("pair_values", [](int metric, py::array s, Optional p, Optional q, double eps, int threads, py::array out) {
+    (is_double(s) ? pair_values<double> : pair_values<float>)(metric, s, p, q, eps, threads, out);
+  });
+  m.def("pair_slopes", [](int metric, py::array s, Optional p, Optional q, double eps, int threads, py::array g,
+                          Optional norm_grad) {
+    (is_double(s) ? pair_slopes<double> : pair_slopes<float>)(metric, s, p, q, eps, threads, g, norm_grad);
+  });
+  define_terms(m, [] { return active().terms; });
   m.def("exp", [](py::array_t<float> x) { return py::vectorize([](float v) { return fn::exp(v); })(x); });
   m.def("isa", [] { return active().name; }, "The instruction set in use.");
   m.def("isas", [] {

@@ -489,6 +489,39 @@ double reduce_rows(const Side<T>& rows, int64_t n, const double* params, const W
   return sum;
 }
 
+// ---- pair values by themselves, for the kernels of terms -------------------------------------------------------------
+
+// Writes the values of a tile of products.
+template <class T> void pair_values(const Tile<T>& tile, T* out, int64_t out_stride) {
+#pragma omp parallel for schedule(static) num_threads(tile.threads) if (tile.m * tile.n >= SERIAL_BELOW)
+  for (int64_t i = 0; i < tile.m; ++i) {
+    const Row<T> row(tile, i);
+    for (int64_t j = 0; j < tile.n; j += CHUNK) {
+      const int len = int(tile.n - j < CHUNK ? tile.n - j : CHUNK);
+      row.values(j, len, false, out + i * out_stride + j);
+    }
+  }
+}
+
+// Overwrites products with g * dv/ds; a row's sum of g * dv/dp goes to norm_grad unless that is null.
+template <class T> void pair_slopes(const Tile<T>& tile, const T* g, int64_t g_stride, T* norm_grad) {
+#pragma omp parallel for schedule(static) num_threads(tile.threads) if (tile.m * tile.n >= SERIAL_BELOW)
+  for (int64_t i = 0; i < tile.m; ++i) {
+    alignas(64) T ds[CHUNK], dp[CHUNK];
+    const Row<T> row(tile, i);
+    double by_norm = 0;
+    for (int64_t j0 = 0; j0 < tile.n; j0 += CHUNK) {
+      const int len = int(tile.n - j0 < CHUNK ? tile.n - j0 : CHUNK);
+      row.slopes(j0, len, false, ds, dp);
+      const T* mine = g + i * g_stride + j0;
+      if (norm_grad)
+        for (int j = 0; j < len; ++j) by_norm += double(mine[j] * dp[j]);
+      for (int j = 0; j < len; ++j) row.s[j0 + j] = mine[j] * ds[j];
+    }
+    if (norm_grad) norm_grad[i] = T(by_norm);
+  }
+}
+
 // ---- one table entry a formula ---------------------------------------------------------------------------------------
 
 template <class Formula, class R, class T> struct Entry;

@@ -52,7 +52,14 @@ template <class T> struct Kernels {
   double (*reduce)(const Side<T>& rows, int64_t n, const double* params, const Window*, const Output<T>& grads);
 };
 
+template <class T> struct Passes {
+  void (*values)(const Tile<T>&, T* out, int64_t out_stride);
+  void (*slopes)(const Tile<T>&, const T* g, int64_t g_stride, T* norm_grad);
+};
+
 struct Formulas {
   const Kernels<float>* single;
   const Kernels<double>* twice;
+  Passes<float> passes_single;
+  Passes<double> passes_twice;
 };

@@ -1,6 +1,6 @@
 """Fused deep metric learning losses for PyTorch."""
 
-from metric_kernels import distances, functional, losses, reducers
+from metric_kernels import distances, functional, losses, ops, reducers
 from metric_kernels.backends import use_backend
 from metric_kernels.core import set_workspace, use_workspace, workspace
 from metric_kernels.distances import pairwise_distance
@@ -14,6 +14,7 @@ __all__ = [
     "distances",
     "functional",
     "losses",
+    "ops",
     "pairwise_distance",
     "reducers",
     "report",

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from metric_kernels import distances
-from metric_kernels.language import Formula, Op, largest, smallest, stages_of
+from metric_kernels.language import Formula, largest, smallest, stages_of
 from metric_kernels.losses._base import Batch
-from metric_kernels.metrics import Dot
-from metric_kernels.rowstats import Call, pair_matrix, row_stats
+from metric_kernels.rowstats import Call, row_stats
 
 
 class Extremes:
@@ -69,17 +68,10 @@ def row_extremes(
         tensor([2.0000, 1.4142, 1.4142])
     """
     distance = distances.LpDistance() if distance is None else distances.adopt(distance)
-    y = ref_emb
     batch = Batch(embeddings, labels, None, ref_emb, ref_labels)
-    x, y = batch.x, None if batch.same else batch.y
     if not len(batch.x) or not len(batch.y):
         nothing = batch.nothing().to(embeddings.dtype).expand(len(batch.x))
         index = torch.full((4, len(batch.x)), -1, device=embeddings.device)
         return RowExtremes(nothing - torch.inf, nothing + torch.inf, nothing - torch.inf, nothing + torch.inf, index)
-    metric, normalize, given = distance.metric, distance.normalize_embeddings, distance.metric is None
-    if given:
-        x, y, metric, normalize = pair_matrix(distance, x, batch.y), None, Dot, False
-    op = Op(FORMULA, metric, ((),))
-    call = Call(op, x, y, batch.labels, batch.ref_labels, normalize, batch.exclude_self, given, batch.same, backend)
-    values, index = row_stats(call)
+    values, index = row_stats(Call.of(FORMULA, ((),), distance, batch, backend))
     return RowExtremes(*(v.to(embeddings.dtype) for v in values), index)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from metric_kernels import backends, core
 from metric_kernels.language import Op, formula
-from metric_kernels.metrics import METRICS
+from metric_kernels.metrics import METRICS, Dot
 from metric_kernels.once import once
 from metric_kernels.tile import Epilogue
 
@@ -38,6 +38,16 @@ class Call(NamedTuple):
     given: bool
     same: bool
     backend: str | None
+
+    @classmethod
+    def of(cls, formula: object, params: tuple, distance: object, batch: object, backend: str | None) -> Call:
+        """Of a formula or term, for the checked arguments of a loss; the matrix is built where a distance is no metric."""
+        x, y = batch.x, None if batch.same else batch.y
+        metric, normalize, given = distance.metric, distance.normalize_embeddings, distance.metric is None
+        if given:
+            x, y, metric, normalize = pair_matrix(distance, x, batch.y), None, Dot, False
+        op = Op(formula, metric, params)
+        return cls(op, x, y, batch.targets, batch.ref_labels, normalize, batch.exclude_self, given, batch.same, backend)
 
     def emptied(self) -> Call:
         """The call without its embeddings, which autograd keeps as long as they are needed."""
@@ -80,7 +90,7 @@ def pair_matrix(distance: Callable, x: Tensor, y: Tensor) -> Tensor:
         return distance.matrix(x, x if same else y.to(dtype))
 
 
-class _Run:
+class Run:
     """A call under way: the points, the problem, and the products as far as they are kept."""
 
     def __init__(self, call: Call):
@@ -115,7 +125,7 @@ class _RowStats(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, y, call):
         with core.no_autocast(x.device.type):
-            run = _Run(call)
+            run = Run(call)
             rows, cols = run.forward(keep=any(ctx.needs_input_grad[:2]))
         ctx.call, ctx.held = call.emptied(), (run, None if cols is rows else cols)
         ctx.save_for_backward(x, y, *rows)
@@ -134,7 +144,7 @@ class _RowLoss(torch.autograd.Function):
         wanted = any(ctx.needs_input_grad[:2])
         ctx.call, ctx.epilogue = call.emptied(), epilogue
         with core.no_autocast(x.device.type):
-            run = _Run(call)
+            run = Run(call)
             step = run.step(epilogue) if wanted else None
             ctx.stepped = step is not None
             if ctx.stepped:
@@ -168,10 +178,10 @@ def _pulled(ctx, grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
     return once(gx, x, y), once(gy, x, y)
 
 
-def _taken(ctx, x: Tensor, y: Tensor | None) -> tuple[_Run, object]:
+def _taken(ctx, x: Tensor, y: Tensor | None) -> tuple[Run, object]:
     """The run of the forward pass and what it holds; a loss that lives on does not, and a second backward begins again."""
     held, ctx.held = ctx.held, None
-    return (_Run(ctx.call._replace(x=x, y=y)), None) if held is None else held
+    return (Run(ctx.call._replace(x=x, y=y)), None) if held is None else held
 
 
 _ARGUMENTS = (
@@ -210,7 +220,7 @@ def _called(x, y, labels, ref_labels, key, metric, params, *options) -> Call:
 @torch.library.impl(_library, "row_stats", "CompositeExplicitAutograd")
 def _row_stats(x, *options):
     with core.no_autocast(x.device.type):
-        return tuple(_Run(_called(x, *options)).forward(keep=False)[0])
+        return tuple(Run(_called(x, *options)).forward(keep=False)[0])
 
 
 @torch.library.impl(_library, "row_stats_backward", "CompositeExplicitAutograd")
@@ -218,7 +228,7 @@ def _row_stats_backward(grads, values, index, scale, x, *options):
     *options, want_x, want_y = options
     with core.no_autocast(x.device.type):
         rows = core.Statistics(values, index, scale)
-        gx, gy = _Run(_called(x, *options)).backward(
+        gx, gy = Run(_called(x, *options)).backward(
             rows, None, grads.clone(memory_format=torch.contiguous_format), (want_x, want_y)
         )
     return x.new_empty(0) if gx is None else gx, x.new_empty(0) if gy is None else gy

@@ -53,21 +53,32 @@ def load(name: str) -> object:
 
 
 def choose(op: Op, device: torch.device, dtype: torch.dtype, argument: str | None = None) -> object:
-    """The backend for an op: the requested one or an error with its reason, else the first that supports it."""
-    return _choose(op.formula, op.metric, device.type, dtype, requested(argument))
+    """The backend for an op: the requested one or an error with its reason, else the first that supports it.
+
+    A backend supports the terms (see terms.py) of a family if it has kernels of that name.
+    """
+    wanted = op.formula if isinstance(op.formula, Formula) else op.formula.family
+    return _choose(wanted, op.metric, device.type, dtype, requested(argument))
 
 
 @functools.lru_cache(maxsize=1024)
-def _choose(formula: Formula, metric: type, device: str, dtype: torch.dtype, name: str | None) -> object:
+def _choose(wanted: Formula | str, metric: type, device: str, dtype: torch.dtype, name: str | None) -> object:
     reasons = {}
     for candidate in (name,) if name else NAMES:
         backend = load(candidate)
-        reason = backend.supports(formula, metric, device, dtype)
+        reason = _reason(backend, wanted, metric, device, dtype)
         if reason is None:
             return backend
         reasons[candidate] = reason
     listed = "; ".join(f"{k}: {v}" for k, v in reasons.items())
-    raise RuntimeError(f"backend {name!r} cannot run {formula.key} on {device} in {dtype}: {listed}")
+    what = wanted.key if isinstance(wanted, Formula) else f"{wanted} terms"
+    raise RuntimeError(f"backend {name!r} cannot run {what} on {device} in {dtype}: {listed}")
+
+
+def _reason(backend: object, wanted: Formula | str, metric: type, device: str, dtype: torch.dtype) -> str | None:
+    if isinstance(wanted, Formula):
+        return backend.supports(wanted, metric, device, dtype)
+    return backend.unsuited(device, dtype) or (None if hasattr(backend, wanted) else f"has no kernels for {wanted} terms")
 
 
 def status() -> dict[str, str | None]:

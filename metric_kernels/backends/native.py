@@ -25,6 +25,11 @@ def _extension() -> tuple[object, str | None]:
         return None, f"the compiled extension is missing ({error}); install with a C++17 compiler to build it"
 
 
+def extension() -> object:
+    """The compiled module; only for a backend that is usable."""
+    return _extension()[0]
+
+
 class NativeBackend:
     name = "native"
 
@@ -36,14 +41,27 @@ class NativeBackend:
         threads = "OpenMP" if native.openmp else "no OpenMP"
         return f"{native.isa()} of {', '.join(native.isas())}; {threads}"
 
-    def supports(self, formula: Formula, metric: type, device: str, dtype: torch.dtype) -> str | None:
-        native, reason = _extension()
-        if native is None:
+    @functools.cached_property
+    def ordered(self):
+        return importlib.import_module("metric_kernels.backends.native_ordered")
+
+    @functools.cached_property
+    def binned(self):
+        return importlib.import_module("metric_kernels.backends.native_binned")
+
+    def unsuited(self, device: str, dtype: torch.dtype) -> str | None:
+        if reason := self.unusable():
             return reason
         if device != "cpu":
             return f"runs on cpu tensors, not on {device}"
         if dtype not in (torch.float32, torch.float64):
             return f"computes in float32 and float64, not in {dtype}"
+        return None
+
+    def supports(self, formula: Formula, metric: type, device: str, dtype: torch.dtype) -> str | None:
+        if reason := self.unsuited(device, dtype):
+            return reason
+        native = _extension()[0]
         if formula.key not in native.formulas:
             return f"{formula.key} is not among the formulas compiled into the extension"
         _, module, built = native.formulas[formula.key]
@@ -69,6 +87,15 @@ class NativeBackend:
         out = tile.s.new_empty(len(current.cols if swapped else current.rows), tile.s.shape[0])
         _extension()[0].input_grads(*_arguments(op, tile), stage, *_side(rows), *_side(cols), swapped, out.numpy())
         return out
+
+    def values(self, metric: type, tile: Tile) -> Tensor:
+        out = torch.empty_like(tile.s)
+        _extension()[0].pair_values(*_products(metric, tile), out.numpy())
+        return out
+
+    def slopes(self, metric: type, tile: Tile, g: Tensor, norm_grad: Tensor | None) -> None:
+        norm = None if norm_grad is None else norm_grad.numpy()
+        _extension()[0].pair_slopes(*_products(metric, tile), g.numpy(), norm)
 
     def epilogue(self, op: Op, epilogue: Epilogue, values: Tensor) -> tuple[Tensor, Tensor]:
         native = _extension()[0]
@@ -111,6 +138,12 @@ def _arguments(op: Op, tile: Tile) -> tuple:
         [p for stage in op.params for p in stage],
         min(torch.get_num_threads(), 1024),
     )
+
+
+def _products(metric: type, tile: Tile) -> tuple:
+    native = _extension()[0]
+    threads = min(torch.get_num_threads(), 1024)
+    return native.metrics[metric.__name__], tile.s.numpy(), _optional(tile.p), _optional(tile.q), tile.eps, threads
 
 
 def _reduction(epilogue: Epilogue) -> tuple:

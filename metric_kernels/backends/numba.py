@@ -40,12 +40,15 @@ class NumbaBackend(StageByStage):
     def detail(self) -> str:
         return "threads of torch's OpenMP" if _openmp() else "threads of Python"
 
-    def supports(self, formula: Formula, metric: type, device: str, dtype: torch.dtype) -> str | None:
+    def unsuited(self, device: str, dtype: torch.dtype) -> str | None:
         if device != "cpu":
             return f"runs on cpu tensors, not on {device}"
         if dtype not in _DTYPES:
             return f"computes in float32 and float64, not in {dtype}"
-        return self.unusable() or _kernels().reason_against(formula, _DTYPES[dtype])
+        return self.unusable()
+
+    def supports(self, formula: Formula, metric: type, device: str, dtype: torch.dtype) -> str | None:
+        return self.unsuited(device, dtype) or _kernels().reason_against(formula, _DTYPES[dtype])
 
     def stage_stats(
         self, op: Op, stage: int, tile: Tile, rows: Tensor, cols: Tensor, out: Tensor, index: Tensor, scale: Tensor

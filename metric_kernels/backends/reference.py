@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+
 import torch
 from torch import Tensor
 
@@ -15,8 +18,28 @@ class ReferenceBackend(StageByStage):
     def unusable(self) -> str | None:
         return None
 
+    @functools.cached_property
+    def ordered(self):
+        return importlib.import_module("metric_kernels.backends.reference_ordered")
+
+    @functools.cached_property
+    def binned(self):
+        return importlib.import_module("metric_kernels.backends.reference_binned")
+
+    def unsuited(self, device: str, dtype: torch.dtype) -> str | None:
+        return None
+
     def supports(self, formula: Formula, metric: type, device: str, dtype: torch.dtype) -> str | None:
         return None
+
+    def values(self, metric: type, tile: Tile) -> Tensor:
+        return metric.value(tile.s, *_norms(tile), tile.eps)
+
+    def slopes(self, metric: type, tile: Tile, g: Tensor, norm_grad: Tensor | None) -> None:
+        slope, by_norm = metric.dvalue(tile.s, *_norms(tile), tile.eps)
+        if norm_grad is not None:
+            norm_grad.copy_((g * by_norm).sum(1))
+        torch.mul(g, slope, out=tile.s)
 
     def stage_stats(
         self, op: Op, stage: int, tile: Tile, rows: Tensor, cols: Tensor, out: Tensor, index: Tensor, scale: Tensor

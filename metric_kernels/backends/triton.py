@@ -41,13 +41,16 @@ class TritonBackend(StageByStage):
             return "no CUDA device, and TRITON_INTERPRET=1 is not set"
         return None
 
-    def supports(self, formula: Formula, metric: type, device: str, dtype: torch.dtype) -> str | None:
+    def unsuited(self, device: str, dtype: torch.dtype) -> str | None:
         if reason := self.unusable():
             return reason
         if device != "cuda" and not (device == "cpu" and _interpreted()):
             return f"no kernels for {device} tensors"
-        if dtype != torch.float32:
-            return f"computes in float32, not {dtype}"
+        return None if dtype == torch.float32 else f"computes in float32, not {dtype}"
+
+    def supports(self, formula: Formula, metric: type, device: str, dtype: torch.dtype) -> str | None:
+        if reason := self.unsuited(device, dtype):
+            return reason
         if not all(_has_source(stage.pair) for stage in formula.stages):
             return "compiles from source, which is not available for the formula"
         return None

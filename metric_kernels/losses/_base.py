@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from metric_kernels import backends, distances, reducers, tuples
-from metric_kernels.language import Formula, Op, stages_of
-from metric_kernels.metrics import Dot
-from metric_kernels.rowstats import Call, has_epilogue, pair_matrix, row_loss, row_stats
+from metric_kernels.language import Formula, stages_of
+from metric_kernels.rowstats import Call, has_epilogue, row_loss, row_stats
 from metric_kernels.tile import Epilogue
 
 REGISTRY: dict[str, type[PairLoss]] = {}
@@ -149,18 +148,13 @@ class PairLoss(nn.Module):
         return self._reduce(values, reducer, batch)
 
     def _call(self, batch: Batch) -> Call:
-        x, y = batch.x, None if batch.same else batch.y
-        metric, normalize = self.distance.metric, self.distance.normalize_embeddings
-        given = metric is None
-        if given:
-            x, y, metric, normalize = pair_matrix(self.distance, x, batch.y), None, Dot, False
-        if self.formula.two_sided and not batch.same and not metric.symmetric:
+        call = Call.of(self.formula, self._params(), self.distance, batch, self.backend)
+        if self.formula.two_sided and not batch.same and not call.op.metric.symmetric:
             raise ValueError(
                 f"distance: {type(self).__name__} with a reference set expects a symmetric one, "
                 f"got {type(self.distance).__name__}"
             )
-        op = Op(self.formula, metric, self._params())
-        return Call(op, x, y, batch.targets, batch.ref_labels, normalize, batch.exclude_self, given, batch.same, self.backend)
+        return call
 
     def _epilogue(self, reducer: list[reducers.Reducer]) -> Epilogue | None:
         """What a backend needs to reduce by itself, or None if a reducer is not a plain sum or mean."""

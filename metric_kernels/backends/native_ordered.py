@@ -1,0 +1,46 @@
+"""The kernels of :mod:`metric_kernels.ordered` in C++; the arguments are described there."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from metric_kernels.backends.native import extension
+from metric_kernels.terms import ValueTile
+
+
+def values(tile: ValueTile) -> tuple:
+    """A tile as every entry point takes it."""
+    labels, ref_labels = tile.labels.numpy(), tile.ref_labels.numpy()
+    return tile.v.contiguous().numpy(), labels, ref_labels, tile.diagonal, min(torch.get_num_threads(), 1024)
+
+
+def ranks(
+    tile: ValueTile, sign: float, lists: Tensor, which: Tensor, margin: float, totals: Tensor, counts: Tensor, below: Tensor
+):
+    given = lists.numpy(), which.numpy(), margin, totals.numpy(), counts.numpy(), below.numpy()
+    extension().ranks(*values(tile), sign, *given)
+
+
+def rank_grads(
+    tile: ValueTile, sign: float, lists: Tensor, which: Tensor, margin: float, scale: Tensor, g: Tensor, below: Tensor
+):
+    given = lists.numpy(), which.numpy(), margin, scale.contiguous().numpy(), g.numpy(), below.numpy()
+    extension().rank_grads(*values(tile), sign, *given)
+
+
+def sums(tile: ValueTile, sign: float, lists: Tensor, margin: float, shape: str, totals: Tensor, counts: Tensor):
+    own = torch.arange(len(lists)).numpy()
+    extension().sums(*values(tile), sign, lists.numpy(), own, margin, shape, totals.numpy(), counts.numpy())
+
+
+def sum_grads(tile: ValueTile, sign: float, lists: Tensor, margin: float, shape: str, scale: Tensor, g: Tensor, slopes: Tensor):
+    own = torch.arange(len(lists)).numpy()
+    given = margin, shape, scale.contiguous().numpy(), g.numpy(), slopes.numpy()
+    extension().sum_grads(*values(tile), sign, lists.numpy(), own, *given)
+
+
+def nearest(tile: ValueTile, sign: float, lists: Tensor) -> Tensor:
+    columns = torch.empty(lists.shape, dtype=torch.int64)
+    extension().nearest(*values(tile), sign, lists.numpy(), torch.arange(len(lists)).numpy(), columns.numpy())
+    return columns

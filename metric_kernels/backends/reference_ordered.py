@@ -1,0 +1,74 @@
+"""The kernels of :mod:`metric_kernels.ordered` in plain torch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from metric_kernels.ordered import SLOPES
+from metric_kernels.terms import ValueTile, sides
+
+
+def ranks(
+    tile: ValueTile, sign: float, lists: Tensor, which: Tensor, margin: float, totals: Tensor, counts: Tensor, below: Tensor
+):
+    negative, u, c = _ranks(tile, sign, lists, which, margin, below)
+    values = lists.double().masked_fill(lists == -torch.inf, 0.0)
+    sums = pad(values.flip(1).cumsum(1), (1, 0))
+    cost = sums[which].gather(1, c) - c * u
+    totals += cost.masked_fill(~negative, 0.0).sum(1) + (tile.v.sum(1) * 0.0)
+    counts += c.masked_fill(~negative, 0).sum(1)
+
+
+def rank_grads(
+    tile: ValueTile, sign: float, lists: Tensor, which: Tensor, margin: float, scale: Tensor, g: Tensor, below: Tensor
+):
+    negative, _, c = _ranks(tile, sign, lists, which, margin, below)
+    g -= (sign * scale)[:, None] * c.masked_fill(~negative, 0)
+
+
+def _ranks(tile, sign, lists, which, margin, below) -> tuple[Tensor, Tensor, Tensor]:
+    _, negative = sides(tile)
+    u = sign * tile.v - margin
+    mine = lists[which] if len(lists) > 1 else lists.expand(len(which), -1)
+    c = lists.shape[1] - torch.searchsorted(mine.contiguous(), u, right=True)
+    hits = torch.zeros(lists.shape[0], lists.shape[1] + 1, dtype=torch.int64, device=lists.device)
+    place = (which[:, None] * hits.shape[1] + c)[negative]
+    hits.view(-1).index_add_(0, place, torch.ones_like(place))
+    below += hits.flip(1).cumsum(1)[:, :-1]
+    return negative, u, c
+
+
+def sums(tile: ValueTile, sign: float, lists: Tensor, margin: float, shape: str, totals: Tensor, counts: Tensor):
+    f, _ = SLOPES[shape]
+    for gap in _gaps(tile, sign, lists, margin):
+        cost = f(gap)
+        totals += cost.sum(1, dtype=torch.float64)
+        counts += (cost > 0).sum(1)
+    totals += tile.v.sum(1) * 0.0
+
+
+def sum_grads(tile: ValueTile, sign: float, lists: Tensor, margin: float, shape: str, scale: Tensor, g: Tensor, slopes: Tensor):
+    _, df = SLOPES[shape]
+    for k, gap in enumerate(_gaps(tile, sign, lists, margin)):
+        slope = df(gap)
+        slopes[:, k] += slope.sum(1, dtype=torch.float64)
+        g -= (sign * scale)[:, None] * slope
+
+
+def _gaps(tile, sign, lists, margin):
+    """For each place of the lists, the value there less every u of a negative, plus the margin; -inf where there is none."""
+    _, negative = sides(tile)
+    for k in range(lists.shape[1]):
+        yield (lists[:, k, None] - sign * tile.v + margin).masked_fill(~negative, -torch.inf)
+
+
+def nearest(tile: ValueTile, sign: float, lists: Tensor) -> Tensor:
+    _, negative = sides(tile)
+    u, columns = (sign * tile.v).masked_fill(~negative, torch.inf).sort(stable=True, dim=1)
+    number = negative.sum(1, keepdim=True)
+    place = torch.searchsorted(u.contiguous(), lists.contiguous(), right=True)
+    farthest = torch.searchsorted(u.contiguous(), u.gather(1, (number - 1).clamp(min=0)) if u.numel() else u)
+    place = torch.where(place < number, place, farthest)
+    return columns.gather(1, place).masked_fill(number == 0, -1) if u.numel() else place - 1

@@ -1,0 +1,215 @@
+"""The terms of triplet, quadruplet and histogram losses as operations of their own, for losses that are not here yet.
+
+Each is exact, far below cubic cost, keeps no more than the product matrix (see :func:`metric_kernels.set_workspace`), gives the
+same bits on every run and has first derivatives. Values are float64, counts int64.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from metric_kernels import distances
+from metric_kernels.binned import PairHistogram
+from metric_kernels.losses._base import Batch
+from metric_kernels.ordered import NEGATIVES, SHAPES, BatchAllQuadruplets, BatchAllTriplets
+from metric_kernels.rowstats import Call
+from metric_kernels.terms import Term, evaluate
+
+__all__ = ["HingeSum", "PairHistograms", "batch_all_quadruplet", "batch_all_triplet", "pair_histogram"]
+
+
+class HingeSum(NamedTuple):
+    """Sum of a loss over tuples, the number of those where it is above 0, and the number of all."""
+
+    loss: Tensor
+    active: Tensor
+    valid: Tensor
+
+
+class PairHistograms(NamedTuple):
+    """Histograms of the positive and of the negative pairs, each with the number of pairs as its sum."""
+
+    positive: Tensor
+    negative: Tensor
+
+
+def batch_all_triplet(
+    embeddings: Tensor,
+    labels: Tensor,
+    ref_emb: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    *,
+    margin: float = 0.05,
+    shape: str = "hinge",
+    distance: object | None = None,
+    backend: str | None = None,
+) -> HingeSum:
+    """For each anchor a, ``sum_{p in P(a), n in N(a)} f(d_ap - d_an + margin)`` over all its triplets.
+
+    f is ``[t]_+``, its square, or ``log(1 + e^t)``. The hinge takes O(B^2 log K) time for K positives an anchor, the others
+    O(B^2 K); neither lists triplets. With a similarity the difference changes sign.
+
+    Hermans et al., "In Defense of the Triplet Loss for Person Re-Identification", 2017.
+
+    Args:
+        embeddings: (B, D), any floating type.
+        labels: (B,), integer.
+        ref_emb: (R, D), the other side of every pair; the batch itself, without the pairs (i, i), by default.
+        ref_labels: (R,), its labels.
+        margin: added to the difference of distances.
+        shape: "hinge", "squared_hinge" or "softplus".
+        distance: as for a loss; LpDistance() by default.
+        backend: as for a loss.
+    Returns:
+        :class:`HingeSum` of (B,) tensors; 0 for an anchor without positives or without negatives.
+    Raises:
+        ValueError, TypeError: an argument of a wrong shape, type or name.
+
+    Example:
+        >>> import torch
+        >>> from metric_kernels import ops
+        >>> found = ops.batch_all_triplet(torch.eye(4), torch.tensor([0, 0, 1, 1]), margin=0.5)
+        >>> found.loss.sum() / found.active.sum()
+        tensor(0.5000, dtype=torch.float64)
+    """
+    _one_of("shape", shape, SHAPES)
+    batch, distance = Batch(embeddings, labels, None, ref_emb, ref_labels), _distance(distance)
+    term = BatchAllTriplets(shape, distance.sign, (float(margin),))
+    loss, active = _evaluate(term, batch, distance, backend)
+    positives, negatives = _numbers(batch)
+    return HingeSum(loss[0], active[0], positives * negatives)
+
+
+def batch_all_quadruplet(
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    margin: float = 0.2,
+    negatives: str = "disjoint",
+    distance: object | None = None,
+    backend: str | None = None,
+) -> HingeSum:
+    """``sum_{(i,j), (k,l)} [d_ij - d_kl + margin]_+`` over unordered positive pairs (i, j) and unordered negative pairs (k, l).
+
+    Exact in O(B^2 log B) time: the negative pairs are ranked among the sorted positive pairs. With a similarity the difference
+    changes sign.
+
+    Chen et al., "Beyond Triplet Loss: A Deep Quadruplet Network for Person Re-identification", CVPR 2017, has "other_class".
+
+    Args:
+        embeddings: (B, D), any floating type.
+        labels: (B,), integer.
+        margin: added to the difference of distances.
+        negatives: "all"; "disjoint", those that share no point with the positive pair; or "other_class", those with no point of
+            its class.
+        distance: as for a loss, symmetric; LpDistance() by default.
+        backend: as for a loss.
+    Returns:
+        :class:`HingeSum` of scalars; 0 if there is no quadruplet.
+    Raises:
+        ValueError, TypeError: an argument of a wrong shape, type or name.
+
+    Example:
+        >>> import torch
+        >>> from metric_kernels import ops
+        >>> ops.batch_all_quadruplet(torch.eye(6), torch.arange(6) // 2, margin=0.5, negatives="other_class").active
+        tensor(12)
+    """
+    _one_of("negatives", negatives, NEGATIVES)
+    batch, distance = Batch(embeddings, labels, None, None, None), _distance(distance)
+    if distance.metric is None or not distance.metric.symmetric:
+        raise ValueError(
+            f"distance: expected a symmetric function of inner products, such as LpDistance(), got {type(distance).__name__}"
+        )
+    loss, active = _evaluate(BatchAllQuadruplets(distance.sign, float(margin), negatives), batch, distance, backend)
+    return HingeSum(loss[0], active[0], _valid_quadruplets(batch.labels, negatives))
+
+
+def pair_histogram(
+    embeddings: Tensor,
+    labels: Tensor,
+    ref_emb: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    *,
+    low: float = -1.0,
+    high: float = 1.0,
+    bins: int = 100,
+    per_anchor: bool = False,
+    distance: object | None = None,
+    backend: str | None = None,
+) -> PairHistograms:
+    """Soft histograms of pair values on the nodes ``low, low + step, ... high``, ``step = (high - low) / bins``.
+
+    A value shares itself linearly between its two nearest nodes; one beyond the nodes counts as the last of its side, without
+    a gradient. Both (i, j) and (j, i) count. Shares are added as integers, in any order to the same result.
+
+    Ustinova and Lempitsky, "Learning Deep Embeddings with Histogram Loss", NeurIPS 2016.
+
+    Args:
+        embeddings: (B, D), any floating type.
+        labels: (B,), integer.
+        ref_emb: (R, D), the other side of every pair; the batch itself, without the pairs (i, i), by default.
+        ref_labels: (R,), its labels.
+        low: first node.
+        high: last node.
+        bins: number of intervals, 1 or more.
+        per_anchor: one histogram for each anchor instead of one for all.
+        distance: as for a loss; CosineSimilarity() by default.
+        backend: as for a loss.
+    Returns:
+        :class:`PairHistograms` of (bins + 1,) or (B, bins + 1) tensors. NaN where a NaN would have to be counted.
+    Raises:
+        ValueError, TypeError: an argument of a wrong shape, type or range.
+
+    Example:
+        >>> import torch
+        >>> from metric_kernels import ops
+        >>> ops.pair_histogram(torch.eye(3), torch.tensor([0, 0, 1]), bins=4).negative
+        tensor([0., 0., 4., 0., 0.], dtype=torch.float64)
+    """
+    if isinstance(bins, bool) or not isinstance(bins, int) or not 1 <= bins < 1 << 24:
+        raise ValueError(f"bins: expected an integer from 1 to {(1 << 24) - 1}, got {bins!r}")
+    low, high = float(low), float(high)
+    if not low < high < torch.inf or low == -torch.inf:
+        raise ValueError(f"low, high: expected finite numbers in order, got {low} and {high}")
+    batch = Batch(embeddings, labels, None, ref_emb, ref_labels)
+    distance = distances.CosineSimilarity() if distance is None else distances.adopt(distance)
+    values, _ = _evaluate(PairHistogram(low, (high - low) / bins, bins + 1, bool(per_anchor)), batch, distance, backend)
+    positive, negative = values.unbind(1)
+    return PairHistograms(positive, negative) if per_anchor else PairHistograms(positive[0], negative[0])
+
+
+def _evaluate(term: Term, batch: Batch, distance: distances.Distance, backend: str | None) -> tuple[Tensor, Tensor]:
+    if len(batch.x) and len(batch.y):
+        return evaluate(Call.of(term, (), distance, batch, backend))
+    values, counts = term.shapes(len(batch.x), len(batch.y))
+    zero = batch.nothing().double()
+    return zero.expand(values) if values else zero, torch.zeros(counts, dtype=torch.int64, device=batch.x.device)
+
+
+def _distance(distance: object | None) -> distances.Distance:
+    return distances.LpDistance() if distance is None else distances.adopt(distance)
+
+
+def _numbers(batch: Batch) -> tuple[Tensor, Tensor]:
+    """The numbers (B,) of positives and of negatives of each anchor."""
+    ordered = batch.ref_labels.sort().values
+    same = torch.searchsorted(ordered, batch.labels, right=True) - torch.searchsorted(ordered, batch.labels)
+    return same - int(batch.exclude_self), len(batch.y) - same
+
+
+def _valid_quadruplets(labels: Tensor, negatives: str) -> Tensor:
+    size, n = labels.unique(return_counts=True)[1], len(labels)
+    positive, touching = size * (size - 1) // 2, size * (n - size)
+    every = positive.sum() * touching.sum() // 2
+    if negatives == "disjoint":
+        return every - (2 * positive * (n - size)).sum()
+    return every if negatives == "all" else every - (positive * touching).sum()
+
+
+def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")

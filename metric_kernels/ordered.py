@@ -1,0 +1,281 @@
+"""Terms over triplets and quadruplets, exact and far below cubic cost, because they need only the order of pair values.
+
+With u = v for a distance and u = -v for a similarity, a triplet costs f(u_ap - u_an + margin) and a quadruplet
+[u_ij - u_kl + margin]_+. For the hinge, keep the positive values as a sorted list: a negative u costs the sum of those
+above u - margin less their number times (u - margin); minus their number is its gradient, and that of a positive is the
+number of negatives below it. Numbers are integers and sums float64, hence exact and independent of any order.
+
+What the ``ordered`` kernels of a backend do, for each row i of a tile of values v and a list of positive values of its own
+or shared, ``lists[which[i]]`` (K,), sorted, with -inf for places that are empty; c is the number of those above u - margin:
+
+``ranks(tile, sign, lists, which, margin, totals, counts, below)``
+    adds to totals (m,) the hinge summed over the row's negatives, to counts (m,) the sum of c, and to below (lists, K), for
+    each value of the list, the number of the row's negatives with u - margin below it. A NaN in a row makes its total NaN.
+``rank_grads(tile, sign, lists, which, margin, scale, g, below)``
+    adds -sign * scale_i * c to g_ij at the row's negatives, and to below as above.
+``sums(tile, sign, lists, margin, shape, totals, counts)``
+    with a list for each row: adds f summed over all pairs of a value of the list and a negative, and the number of those
+    above 0.
+``sum_grads(tile, sign, lists, margin, shape, scale, g, slopes)``
+    adds the slopes at the negatives, times -sign * scale_i, to g, and to slopes (m, K) float64 their sums for each value of
+    the list.
+``nearest(tile, sign, lists) -> (m, K)``
+    the column of the nearest negative beyond each value of the row's list, of the farthest negative if there is none, -1 if
+    there are no negatives. The first one of equals.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from metric_kernels.terms import Term, Tiles, ValueTile
+
+SHAPES = ("hinge", "squared_hinge", "softplus")
+NEGATIVES = ("disjoint", "all", "other_class")
+
+
+class Positives(NamedTuple):
+    """The positives of each row of a tile: columns (m, K), M where there are fewer, and their values u, sorted."""
+
+    columns: Tensor
+    lists: Tensor
+
+    @classmethod
+    def of(cls, tile: ValueTile, sign: float) -> Positives:
+        columns = positive_columns(tile)
+        u = (
+            pad(sign * tile.v, (0, 1), value=-torch.inf).gather(1, columns)
+            if columns.numel()
+            else tile.v.new_empty(columns.shape)
+        )
+        lists, order = u.sort(1)
+        return cls(columns.gather(1, order), lists)
+
+    def add(self, g: Tensor, grads: Tensor) -> None:
+        """Adds grads (m, K) to g (m, n) at the positives."""
+        present = self.columns < g.shape[1]
+        g.scatter_add_(1, torch.where(present, self.columns, 0), torch.where(present, grads, 0.0).to(g.dtype))
+
+
+def positive_columns(tile: ValueTile) -> Tensor:
+    """Columns (m, K) of the points with the label of each row but the row's own point; the number of columns where none."""
+    labels, order = tile.ref_labels.sort(stable=True)
+    first = torch.searchsorted(labels, tile.labels)
+    number = torch.searchsorted(labels, tile.labels, right=True) - first
+    most = int(number.max()) if len(number) else 0
+    place = torch.arange(most, device=labels.device)
+    columns = pad(order, (0, 1), value=len(order))[torch.where(place < number[:, None], first[:, None] + place, len(order))]
+    if tile.diagonal >= 0:
+        own = torch.arange(tile.diagonal, tile.diagonal + len(columns), device=labels.device)
+        columns = columns.masked_fill(columns == own[:, None], len(order)).sort(1).values[:, : max(most - 1, 0)]
+    return columns
+
+
+@dataclass(frozen=True)
+class BatchAllTriplets(Term):
+    """For each margin and anchor, f summed over its (positive, negative) pairs, and the number of those above 0."""
+
+    shape: str
+    sign: float
+    margins: tuple[float, ...]
+
+    family = "ordered"
+
+    def shapes(self, n, m):
+        return (len(self.margins), n), (len(self.margins), n)
+
+    def forward(self, kernels, tiles: Tiles, values: Tensor, counts: Tensor):
+        for tile in tiles:
+            lists = Positives.of(tile, self.sign).lists
+            for margin, total, count in zip(self.margins, values[:, tile.rows], counts[:, tile.rows]):
+                if self.shape == "hinge":
+                    kernels.ranks(tile, self.sign, lists, own_lists(tile), margin, total, count, none_below(lists))
+                else:
+                    kernels.sums(tile, self.sign, lists, margin, self.shape, total, count)
+        return ()
+
+    def backward(self, kernels, tile: ValueTile, g: Tensor, grads: Tensor, saved):
+        positives = Positives.of(tile, self.sign)
+        lists, which = positives.lists, own_lists(tile)
+        for margin, scale in zip(self.margins, grads[:, tile.rows].to(g.dtype)):
+            if self.shape == "hinge":
+                slopes = none_below(lists)
+                kernels.rank_grads(tile, self.sign, lists, which, margin, scale, g, slopes)
+            else:
+                slopes = torch.zeros_like(lists, dtype=torch.float64)
+                kernels.sum_grads(tile, self.sign, lists, margin, self.shape, scale, g, slopes)
+            positives.add(g, self.sign * scale[:, None] * slopes)
+
+
+@dataclass(frozen=True)
+class SemiHardTriplets(Term):
+    """For each anchor, f summed over its positives against the nearest negative beyond each, or else the farthest one."""
+
+    shape: str
+    sign: float
+    margin: float
+
+    family = "ordered"
+
+    def shapes(self, n, m):
+        return (1, n), (1, n)
+
+    def forward(self, kernels, tiles: Tiles, values: Tensor, counts: Tensor):
+        for tile in tiles:
+            _, negatives, gap = self._triplets(kernels, tile)
+            present = negatives >= 0
+            cost = torch.where(present, SLOPES[self.shape][0](gap), 0.0)
+            # A NaN anywhere in the row must reach the loss, and has no place in an order.
+            values[0, tile.rows] = cost.sum(1, dtype=torch.float64) + (tile.v.sum(1) * 0.0)
+            counts[0, tile.rows] = (cost > 0).sum(1)
+        return ()
+
+    def backward(self, kernels, tile: ValueTile, g: Tensor, grads: Tensor, saved):
+        positives, negatives, gap = self._triplets(kernels, tile)
+        slope = torch.where(negatives >= 0, SLOPES[self.shape][1](gap), 0.0) * (self.sign * grads[0, tile.rows, None]).to(
+            g.dtype
+        )
+        positives.add(g, slope)
+        g.scatter_add_(1, negatives.clamp(min=0), -slope)
+
+    def _triplets(self, kernels, tile: ValueTile) -> tuple[Positives, Tensor, Tensor]:
+        """The positives of each row, the column of the negative of each, -1 for none, and u_ap - u_an + margin."""
+        positives = Positives.of(tile, self.sign)
+        negatives = kernels.nearest(tile, self.sign, positives.lists)
+        negatives = torch.where(positives.lists > -torch.inf, negatives, -1)
+        chosen = self.sign * tile.v.gather(1, negatives.clamp(min=0)) if negatives.numel() else positives.lists
+        return positives, negatives, positives.lists - chosen + self.margin
+
+
+@dataclass(frozen=True)
+class BatchAllQuadruplets(Term):
+    """The hinge summed over (unordered positive pair, unordered negative pair) of a batch with itself, and the active ones.
+
+    ``negatives``: "all" negative pairs; those "disjoint" from the positive pair; or those that avoid its class
+    ("other_class"). A negative pair meets a positive pair in one point at most, so the disjoint ones are all but the
+    batch-all triplets. A negative pair touches a class with one end at most, so those of other classes are all but, for
+    each anchor, its negatives with the positive pairs of its class.
+    """
+
+    sign: float
+    margin: float
+    negatives: str
+
+    family = "ordered"
+
+    def shapes(self, n, m):
+        return (1,), (1,)
+
+    @property
+    def triplets(self) -> BatchAllTriplets:
+        return BatchAllTriplets("hinge", self.sign, (self.margin,))
+
+    def forward(self, kernels, tiles: Tiles, values: Tensor, counts: Tensor):
+        pairs = PositivePairs.of(tiles, self.sign)
+        total, count = values.new_zeros(2, len(tiles.labels)), counts.new_zeros(2, len(tiles.labels))
+        below, own_below = none_below(pairs.everywhere), none_below(pairs.by_class)
+        for tile in tiles:
+            at, rows = tile.rows, len(tile.v)
+            shared = torch.zeros(rows, dtype=torch.int64, device=tile.v.device)
+            kernels.ranks(tile, self.sign, pairs.everywhere, shared, self.margin, total[0, at], count[0, at], below)
+            if self.negatives == "other_class":
+                own = pairs.classes[at]
+                kernels.ranks(tile, self.sign, pairs.by_class, own, self.margin, total[1, at], count[1, at], own_below)
+        # Every negative pair was seen from both its ends, and its class from one.
+        values += 0.5 * total[0].sum() - total[1].sum()
+        counts += count[0].sum() // 2 - count[1].sum()
+        if self.negatives == "disjoint":
+            triplets, active = values.new_zeros(1, len(tiles.labels)), counts.new_zeros(1, len(tiles.labels))
+            self.triplets.forward(kernels, tiles, triplets, active)
+            values -= triplets.sum()
+            counts -= active.sum()
+        return *pairs, below, own_below
+
+    def backward(self, kernels, tile: ValueTile, g: Tensor, grads: Tensor, saved):
+        *pairs, below, own_below = saved
+        pairs = PositivePairs(*pairs)
+        grad = grads.to(g.dtype)
+        unused = none_below(pairs.everywhere)
+        every = grad.expand(len(g)).contiguous()
+        shared = torch.zeros(len(g), dtype=torch.int64, device=g.device)
+        kernels.rank_grads(tile, self.sign, pairs.everywhere, shared, self.margin, 0.5 * every, g, unused)
+        active = 0.5 * below[0][pairs.rank_everywhere]
+        if self.negatives == "other_class":
+            own = pairs.classes[tile.rows]
+            kernels.rank_grads(tile, self.sign, pairs.by_class, own, self.margin, -every, g, none_below(pairs.by_class))
+            active -= own_below.flatten()[pairs.rank_in_class]
+        if self.negatives == "disjoint":
+            every = -grads.expand(1, tile.rows.stop)
+            self.triplets.backward(kernels, tile, g, every, ())
+        for i, j in ((pairs.first, pairs.second), (pairs.second, pairs.first)):
+            here = (i >= tile.rows.start) & (i < tile.rows.stop)
+            share = 0.5 * self.sign * grad * active[here]
+            g.index_put_((i[here] - tile.rows.start, j[here]), share.to(g.dtype), accumulate=True)
+
+
+class PositivePairs(NamedTuple):
+    """The positive pairs i < j of a batch, and their values u as sorted lists: one of all pairs, and one for each class.
+
+    ``classes`` (N,) is the list of each point, ``rank_everywhere`` and ``rank_in_class`` (pairs,) the place of each pair in
+    the list of all and in the flattened lists of the classes.
+    """
+
+    first: Tensor
+    second: Tensor
+    everywhere: Tensor
+    by_class: Tensor
+    classes: Tensor
+    rank_everywhere: Tensor
+    rank_in_class: Tensor
+
+    @classmethod
+    def of(cls, tiles: Tiles, sign: float) -> PositivePairs:
+        found = []
+        for tile in tiles:
+            columns = positive_columns(tile)
+            row, place = (
+                (columns > torch.arange(tile.rows.start, tile.rows.stop, device=columns.device)[:, None])
+                .logical_and(columns < tile.v.shape[1])
+                .nonzero(as_tuple=True)
+            )
+            column = columns[row, place]
+            found.append((row + tile.rows.start, column, sign * tile.v[row, column]))
+        first, second, u = (torch.cat(parts) for parts in zip(*found))
+        everywhere, order = u.sort()
+        rank = torch.empty_like(order).index_put_((order,), torch.arange(len(order), device=order.device))
+        different, classes = tiles.labels.unique(return_inverse=True)
+        by_class, rank_in_class = _lists_by_class(everywhere, classes[first][order], len(different))
+        return cls(first, second, everywhere[None], by_class, classes, rank, rank_in_class[rank])
+
+
+def _lists_by_class(u: Tensor, classes: Tensor, different: int) -> tuple[Tensor, Tensor]:
+    """The sorted values u (P,) as one sorted list (C, K) for each class, -inf first, and the place of each in there."""
+    number = classes.bincount(minlength=different)
+    longest = int(number.max())
+    grouped, order = classes.sort(stable=True)
+    place = torch.arange(len(u), device=u.device) - (number.cumsum(0) - number)[grouped]
+    place = grouped * longest + longest - number[grouped] + place
+    lists = u.new_full((len(number), longest), -torch.inf)
+    lists.view(-1)[place] = u[order]
+    return lists, torch.empty_like(place).index_put_((order,), place)
+
+
+def own_lists(tile: ValueTile) -> Tensor:
+    return torch.arange(len(tile.v), device=tile.v.device)
+
+
+def none_below(lists: Tensor) -> Tensor:
+    return torch.zeros_like(lists, dtype=torch.int64)
+
+
+# f and its derivative for each shape.
+SLOPES = {
+    "hinge": (torch.relu, lambda t: (t > 0).to(t.dtype)),
+    "squared_hinge": (lambda t: torch.relu(t).square(), lambda t: 2.0 * torch.relu(t)),
+    "softplus": (torch.nn.functional.softplus, torch.sigmoid),
+}

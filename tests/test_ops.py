@@ -1,0 +1,274 @@
+"""Triplets, quadruplets and histograms as operations, against plain loops over all of them in float64."""
+
+import itertools
+
+import pytest
+import torch
+from accuracy import assert_accurate
+from cases import QUICK_BACKENDS, embeddings, unbalanced_labels, value_and_grads
+
+from metric_kernels import distances, ops, use_backend, use_workspace
+from metric_kernels.ordered import NEGATIVES
+
+DISTANCES = {
+    "cosine": distances.CosineSimilarity(),
+    "euclidean": distances.LpDistance(),
+    "squared": distances.LpDistance(power=2, normalize_embeddings=False),
+    "manhattan": distances.LpDistance(p=1, normalize_embeddings=False),
+    "snr": distances.SNRDistance(),
+}
+SYMMETRIC = ["cosine", "euclidean", "squared"]
+SHAPES = {
+    "hinge": lambda t: t.clamp_min(0),
+    "squared_hinge": lambda t: t.clamp_min(0) ** 2,
+    "softplus": torch.nn.functional.softplus,
+}
+
+
+def value(u, v, kind):
+    """The pair value of two rows, written without the package."""
+    if kind in ("cosine", "euclidean", "snr"):
+        u, v = u / u.norm(), v / v.norm()
+    if kind == "cosine":
+        return (u * v).sum()
+    if kind == "manhattan":
+        return (u - v).abs().sum()
+    if kind == "snr":
+        return (u - v).var() / u.var()
+    squared = ((u - v) ** 2).sum()
+    return squared if kind == "squared" or squared == 0 else squared.sqrt()
+
+
+def pairs_of(labels, ref_labels, self_pairs):
+    """(positives, negatives) of each anchor as lists of columns."""
+    for i, mine in enumerate(labels.tolist()):
+        same = [j for j, other in enumerate(ref_labels.tolist()) if other == mine and (self_pairs or j != i)]
+        yield same, [j for j, other in enumerate(ref_labels.tolist()) if other != mine]
+
+
+def matrix_of(x, ref, kind):
+    return [[value(u, v, kind) for v in (x if ref is None else ref)] for u in x]
+
+
+def triplets(x, ref, labels, ref_labels, kind, margin, shape):
+    """Sum of the loss, number of active and of all triplets for each anchor."""
+    sign = -1 if kind == "cosine" else 1
+    v, losses, active, valid = matrix_of(x, ref, kind), [], [], []
+    for i, (positives, negatives) in enumerate(pairs_of(labels, ref_labels, ref is not None)):
+        found = [SHAPES[shape](sign * (v[i][p] - v[i][n]) + margin) for p in positives for n in negatives]
+        losses.append(sum(found, 0 * x.sum()))
+        active.append(sum(bool(t > 0) for t in found))
+        valid.append(len(found))
+    return torch.stack(losses), torch.tensor(active), torch.tensor(valid)
+
+
+def quadruplets(x, labels, kind, margin, negatives):
+    sign, v, size = -1 if kind == "cosine" else 1, matrix_of(x, None, kind), range(len(x))
+    unordered = list(itertools.combinations(size, 2))
+    positive = [p for p in unordered if labels[p[0]] == labels[p[1]]]
+    negative = [p for p in unordered if labels[p[0]] != labels[p[1]]]
+    total, active, valid = 0 * x.sum(), 0, 0
+    for (i, j), (k, m) in itertools.product(positive, negative):
+        if negatives == "disjoint" and {i, j} & {k, m} or negatives == "other_class" and labels[i] in (labels[k], labels[m]):
+            continue
+        cost = (sign * (v[i][j] - v[k][m]) + margin).clamp_min(0)
+        total, active, valid = total + cost, active + int(cost > 0), valid + 1
+    return total, active, valid
+
+
+def histograms(x, ref, labels, ref_labels, kind, low, high, bins):
+    """(B, 2, bins + 1)."""
+    v, step, rows = matrix_of(x, ref, kind), (high - low) / bins, []
+    for i, sides in enumerate(pairs_of(labels, ref_labels, ref is not None)):
+        for columns in sides:
+            shares = [0 * x.sum()] * (bins + 1)
+            for j in columns:
+                place = ((v[i][j] - low) / step).clamp(0, bins)
+                node = min(int(place), bins - 1)
+                shares[node] = shares[node] + 1 - (place - node)
+                shares[node + 1] = shares[node + 1] + (place - node)
+            rows.append(torch.stack(shares))
+    return torch.stack(rows).view(len(x), 2, -1)
+
+
+def setting(with_ref, size=13):
+    x, labels = embeddings(size, 5), unbalanced_labels(size)
+    if not with_ref:
+        return x, None, labels, labels
+    return x, embeddings(9, 5, seed=1), labels, unbalanced_labels(9, seed=2)
+
+
+def check(actual, expected, inputs, weights):
+    """Values, and gradients of a weighted sum of them."""
+    found = value_and_grads(lambda *leaves: (actual(*leaves) * weights).sum(), *inputs)
+    exact = value_and_grads(lambda *leaves: (expected(*leaves) * weights).sum(), *inputs)
+    assert_accurate(found[0], exact[0])
+    for grad, exact_grad in zip(found[1], exact[1], strict=True):
+        assert_accurate(grad, exact_grad)
+
+
+@pytest.mark.parametrize("workspace", [1 << 20, 0], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("with_ref", [False, True], ids=["self", "reference"])
+@pytest.mark.parametrize("kind", DISTANCES)
+@pytest.mark.parametrize("backend", QUICK_BACKENDS)
+def test_triplets(backend, kind, with_ref, shape, workspace):
+    x, ref, labels, ref_labels = setting(with_ref)
+    options = {"margin": 0.1, "shape": shape, "distance": DISTANCES[kind], "backend": backend}
+
+    def ours(x, ref=None):
+        return ops.batch_all_triplet(x, labels, ref, ref_labels if with_ref else None, **options)
+
+    def loops(x, ref=None):
+        return triplets(x, ref, labels, ref_labels, kind, 0.1, shape)
+
+    with use_workspace(workspace):
+        _, active, valid = loops(x, ref)
+        found = ours(x, ref)
+        assert torch.equal(found.active, active) and torch.equal(found.valid, valid)
+        weights = torch.linspace(0.5, 2.0, len(x), dtype=torch.float64)
+        check(lambda *z: ours(*z).loss, lambda *z: loops(*z)[0], [t for t in (x, ref) if t is not None], weights)
+
+
+@pytest.mark.parametrize("margin", [0.2, 0.0, -0.1])
+@pytest.mark.parametrize("negatives", NEGATIVES)
+@pytest.mark.parametrize("kind", SYMMETRIC)
+@pytest.mark.parametrize("backend", QUICK_BACKENDS)
+def test_quadruplets(backend, kind, negatives, margin):
+    x, labels = embeddings(12, 5), unbalanced_labels(12)
+
+    def ours(x):
+        return ops.batch_all_quadruplet(
+            x, labels, margin=margin, negatives=negatives, distance=DISTANCES[kind], backend=backend
+        )
+
+    found, (_, active, valid) = ours(x), quadruplets(x, labels, kind, margin, negatives)
+    assert (found.active, found.valid) == (active, valid)
+    for workspace in (1 << 20, 0):
+        with use_workspace(workspace):
+            check(lambda x: ours(x).loss, lambda x: quadruplets(x, labels, kind, margin, negatives)[0], [x], 1.0)
+
+
+@pytest.mark.parametrize("per_anchor", [False, True], ids=["one", "per_anchor"])
+@pytest.mark.parametrize("with_ref", [False, True], ids=["self", "reference"])
+@pytest.mark.parametrize("kind, low, high", [("cosine", -1.0, 1.0), ("squared", 1.0, 9.0), ("manhattan", 0.0, 8.0)])
+@pytest.mark.parametrize("backend", QUICK_BACKENDS)
+def test_histograms(backend, kind, low, high, with_ref, per_anchor):
+    x, ref, labels, ref_labels = setting(with_ref)
+    options = {"low": low, "high": high, "bins": 7, "per_anchor": per_anchor, "distance": DISTANCES[kind], "backend": backend}
+
+    def ours(x, ref=None):
+        return torch.stack(ops.pair_histogram(x, labels, ref, ref_labels if with_ref else None, **options), dim=-2)
+
+    def loops(x, ref=None):
+        each = histograms(x, ref, labels, ref_labels, kind, low, high, 7)
+        return each if per_anchor else each.sum(0)
+
+    torch.testing.assert_close(ours(x, ref), loops(x, ref), rtol=1e-12, atol=1e-12)
+    for workspace in (1 << 20, 0):
+        with use_workspace(workspace):
+            weights = torch.sin(torch.arange(16, dtype=torch.float64)).view(2, 8)
+            check(ours, loops, [t for t in (x, ref) if t is not None], weights)
+
+
+@pytest.mark.parametrize("size", [2, 5, 64, 97])
+def test_long_and_short_lists_agree(size):
+    """Positives are compared one by one where there are few, and found by bisection where there are many."""
+    x, labels = embeddings(600, 8), torch.arange(600) // size
+    for run in (lambda: ops.batch_all_triplet(x, labels), lambda: ops.batch_all_quadruplet(x, labels)):
+        with use_backend("native"):
+            found = run()
+        with use_backend("reference"):
+            expected = run()
+        assert torch.equal(found.active, expected.active) and torch.equal(found.valid, expected.valid)
+        torch.testing.assert_close(found.loss, expected.loss)
+
+
+@pytest.mark.parametrize("backend", QUICK_BACKENDS)
+def test_disjoint_quadruplets_are_all_but_the_triplets(backend):
+    x, labels = embeddings(40, 6), unbalanced_labels(40)
+    every, disjoint = (ops.batch_all_quadruplet(x, labels, negatives=n, backend=backend) for n in ("all", "disjoint"))
+    shared = ops.batch_all_triplet(x, labels, margin=0.2, backend=backend)
+    for one, other, part in zip(every, disjoint, shared):
+        torch.testing.assert_close(one - other, part.sum())
+
+
+def test_counts_beyond_32_bits():
+    labels = torch.arange(4096) % 2
+    x = torch.nn.functional.one_hot(labels, 2).float()
+    found = ops.batch_all_triplet(x, labels, margin=2.0, backend="native")
+    assert found.valid.sum() == 4096 * 2047 * 2048 == found.active.sum()
+    found = ops.batch_all_quadruplet(x, labels, margin=2.0, negatives="all", backend="native")
+    assert found.active == found.valid == 2 * (2048 * 2047 // 2) * 2048**2
+    torch.testing.assert_close(found.loss / found.active, torch.tensor(2 - 2**0.5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("backend", QUICK_BACKENDS)
+def test_other_types(backend, dtype):
+    x, labels = embeddings(40, 16, dtype=dtype), unbalanced_labels(40)
+    for run in (
+        lambda x: ops.batch_all_triplet(x, labels, shape="softplus", backend=backend).loss.mean(),
+        lambda x: ops.pair_histogram(x, labels, per_anchor=True, backend=backend).negative.square().mean(),
+    ):
+        actual, exact = value_and_grads(run, x), value_and_grads(run, x.double())
+        assert_accurate(actual[0].float(), exact[0])
+        assert actual[1][0].dtype == dtype
+        assert_accurate(actual[1][0], exact[1][0], within=2e-5 if dtype == torch.float32 else 1.5 * 2**-8)
+
+
+RUNS = {
+    "triplets": lambda x, labels, **options: ops.batch_all_triplet(x, labels, **options).loss.sum(),
+    "quadruplets": lambda x, labels, **options: ops.batch_all_quadruplet(x, labels, **options).loss,
+    "other_class": lambda x, labels, **options: ops.batch_all_quadruplet(x, labels, negatives="other_class", **options).loss,
+    "histogram": lambda x, labels, **options: ops.pair_histogram(x, labels, bins=9, **options).negative.square().sum(),
+    "histograms": lambda x, labels, **options: ops.pair_histogram(x, labels, per_anchor=True, **options)[0].square().sum(),
+}
+
+
+@pytest.mark.parametrize("labels", [[], [3], [0, 0], [0, 1], [0, 0, 0], [0, 1, 2], [0, 0, 1]], ids=str)
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+@pytest.mark.parametrize("backend", QUICK_BACKENDS)
+def test_degenerate_batches(backend, run, labels):
+    labels = torch.tensor(labels, dtype=torch.int64)
+    loss, (grad,) = value_and_grads(lambda x: run(x, labels, backend=backend), embeddings(len(labels), 4))
+    assert loss.isfinite() and grad.isfinite().all()
+
+
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+@pytest.mark.parametrize("backend", QUICK_BACKENDS)
+def test_a_nan_reaches_the_value(backend, run):
+    x = embeddings(12, 4)
+    x[3, 1] = torch.nan
+    assert run(x, unbalanced_labels(12), backend=backend).isnan()
+
+
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+@pytest.mark.parametrize("backend", QUICK_BACKENDS)
+def test_repeatable_and_differentiable_once(backend, run):
+    x, labels = embeddings(700, 8, dtype=torch.float32).requires_grad_(), unbalanced_labels(700)
+    (first,), (second,) = (torch.autograd.grad(run(x, labels, backend=backend), x, create_graph=True) for _ in range(2))
+    assert torch.equal(first, second)
+    with pytest.raises(RuntimeError, match="first derivatives only"):
+        torch.autograd.grad(first.square().sum(), x)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda x, y: ops.batch_all_triplet(x, y, shape="cubic"), "shape: expected one of hinge, .*, got 'cubic'"),
+        (lambda x, y: ops.batch_all_quadruplet(x, y, negatives="some"), "negatives: expected one of disjoint, .*, got 'some'"),
+        (lambda x, y: ops.batch_all_quadruplet(x, y, distance=DISTANCES["snr"]), "distance: expected a symmetric function"),
+        (lambda x, y: ops.pair_histogram(x, y, bins=0), "bins: expected an integer from 1 to .*, got 0"),
+        (lambda x, y: ops.pair_histogram(x, y, low=1.0, high=0.0), "low, high: expected finite numbers in order"),
+        (lambda x, y: ops.batch_all_triplet(x, y[:-1]), "labels: expected labels of shape"),
+    ],
+)
+def test_wrong_arguments(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(embeddings(4), torch.tensor([0, 0, 1, 1]))
+
+
+def test_a_backend_without_the_kernels_says_so():
+    with pytest.raises(RuntimeError, match="backend 'numba' cannot run ordered terms on cpu in .*: has no kernels for ordered"):
+        ops.batch_all_triplet(embeddings(4), torch.tensor([0, 0, 1, 1]), backend="numba")

@@ -72,7 +72,6 @@ def value_tile(problem: core.Problem, rows: slice, tile: Tile) -> ValueTile:
     return ValueTile(v, tile.labels, tile.ref_labels, rows, tile.diagonal)
 
 
-@torch.compiler.disable
 def evaluate(call: Call) -> tuple[Tensor, Tensor]:
     """Values (float64, differentiable once in x and y) and counts (int64) of the term of a call."""
     return _Evaluate.apply(call.x, call.y, call)

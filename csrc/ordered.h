@@ -5,7 +5,6 @@
 // is masked at the end.
 #pragma once
 #include <algorithm>
-#include <mutex>
 #include <vector>
 
 #include "fn.h"
@@ -14,7 +13,7 @@
 namespace {
 
 constexpr int WIDTH = 512;
-// Where bisection becomes quicker than comparing every value; measured, see benchmarks/README.md.
+// Longer lists are bisected.
 constexpr int64_t DIRECT_UP_TO = 48;
 constexpr int64_t ONE_THREAD_BELOW = 1 << 12;
 

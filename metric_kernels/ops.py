@@ -14,11 +14,18 @@ from torch import Tensor
 from metric_kernels import distances
 from metric_kernels.binned import PairHistogram
 from metric_kernels.losses._base import Batch
-from metric_kernels.ordered import NEGATIVES, SHAPES, BatchAllQuadruplets, BatchAllTriplets
+from metric_kernels.ordered import NEGATIVES, SHAPES, BatchAllQuadruplets, BatchAllTriplets, SemiHardTriplets
 from metric_kernels.rowstats import Call
 from metric_kernels.terms import Term, evaluate
 
-__all__ = ["HingeSum", "PairHistograms", "batch_all_quadruplet", "batch_all_triplet", "pair_histogram"]
+__all__ = [
+    "HingeSum",
+    "PairHistograms",
+    "batch_all_quadruplet",
+    "batch_all_triplet",
+    "pair_histogram",
+    "semi_hard_triplet",
+]
 
 
 class HingeSum(NamedTuple):
@@ -81,6 +88,51 @@ def batch_all_triplet(
     loss, active = _evaluate(term, batch, distance, backend)
     positives, negatives = _numbers(batch)
     return HingeSum(loss[0], active[0], positives * negatives)
+
+
+def semi_hard_triplet(
+    embeddings: Tensor,
+    labels: Tensor,
+    ref_emb: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    *,
+    margin: float = 0.2,
+    shape: str = "hinge",
+    distance: object | None = None,
+    backend: str | None = None,
+) -> HingeSum:
+    """For each anchor a, ``sum_{p in P(a)} f(d_ap - d_an + margin)`` with one negative n for each positive p.
+
+    n is the nearest negative beyond p, ``d_an > d_ap``, or else the farthest negative; the first of equals. The choice has no
+    gradient. With a similarity the order and the difference are reversed.
+
+    Schroff et al., "FaceNet: A Unified Embedding for Face Recognition and Clustering", CVPR 2015.
+
+    Args:
+        embeddings: (B, D), any floating type.
+        labels: (B,), integer.
+        ref_emb: (R, D), the other side of every pair; the batch itself, without the pairs (i, i), by default.
+        ref_labels: (R,), its labels.
+        margin: added to the difference of distances.
+        shape: "hinge", "squared_hinge" or "softplus".
+        distance: as for a loss; LpDistance() by default.
+        backend: as for a loss.
+    Returns:
+        :class:`HingeSum` of (B,) tensors; 0 for an anchor without positives or without negatives.
+    Raises:
+        ValueError, TypeError: an argument of a wrong shape, type or name.
+
+    Example:
+        >>> import torch
+        >>> from metric_kernels import ops
+        >>> ops.semi_hard_triplet(torch.eye(4), torch.tensor([0, 0, 1, 1]), margin=0.5).loss
+        tensor([0.5000, 0.5000, 0.5000, 0.5000], dtype=torch.float64)
+    """
+    _one_of("shape", shape, SHAPES)
+    batch, distance = Batch(embeddings, labels, None, ref_emb, ref_labels), _distance(distance)
+    loss, active = _evaluate(SemiHardTriplets(shape, distance.sign, float(margin)), batch, distance, backend)
+    positives, negatives = _numbers(batch)
+    return HingeSum(loss[0], active[0], torch.where(negatives > 0, positives, 0))
 
 
 def batch_all_quadruplet(

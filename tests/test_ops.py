@@ -130,6 +130,43 @@ def test_triplets(backend, kind, with_ref, shape, workspace):
         check(lambda *z: ours(*z).loss, lambda *z: loops(*z)[0], [t for t in (x, ref) if t is not None], weights)
 
 
+def semi_hard(x, ref, labels, ref_labels, kind, margin, shape):
+    sign = -1 if kind == "cosine" else 1
+    v, losses, active, valid = matrix_of(x, ref, kind), [], [], []
+    for i, (positives, negatives) in enumerate(pairs_of(labels, ref_labels, ref is not None)):
+        found = []
+        for p in positives if negatives else []:
+            beyond = [n for n in negatives if sign * v[i][n] > sign * v[i][p]]
+            chosen = min(beyond, key=lambda n: sign * v[i][n]) if beyond else max(negatives, key=lambda n: sign * v[i][n])
+            found.append(SHAPES[shape](sign * (v[i][p] - v[i][chosen]) + margin))
+        losses.append(sum(found, 0 * x.sum()))
+        active.append(sum(bool(t > 0) for t in found))
+        valid.append(len(found))
+    return torch.stack(losses), torch.tensor(active), torch.tensor(valid)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("with_ref", [False, True], ids=["self", "reference"])
+@pytest.mark.parametrize("kind", DISTANCES)
+@pytest.mark.parametrize("backend", QUICK_BACKENDS)
+def test_semi_hard_triplets(backend, kind, with_ref, shape):
+    x, ref, labels, ref_labels = setting(with_ref)
+    options = {"margin": 0.3, "shape": shape, "distance": DISTANCES[kind], "backend": backend}
+
+    def ours(x, ref=None):
+        return ops.semi_hard_triplet(x, labels, ref, ref_labels if with_ref else None, **options)
+
+    def loops(x, ref=None):
+        return semi_hard(x, ref, labels, ref_labels, kind, 0.3, shape)
+
+    found, (_, active, valid) = ours(x, ref), loops(x, ref)
+    assert torch.equal(found.active, active) and torch.equal(found.valid, valid)
+    weights = torch.linspace(0.5, 2.0, len(x), dtype=torch.float64)
+    for workspace in (1 << 20, 0):
+        with use_workspace(workspace):
+            check(lambda *z: ours(*z).loss, lambda *z: loops(*z)[0], [t for t in (x, ref) if t is not None], weights)
+
+
 @pytest.mark.parametrize("margin", [0.2, 0.0, -0.1])
 @pytest.mark.parametrize("negatives", NEGATIVES)
 @pytest.mark.parametrize("kind", SYMMETRIC)
@@ -219,6 +256,7 @@ def test_other_types(backend, dtype):
 
 RUNS = {
     "triplets": lambda x, labels, **options: ops.batch_all_triplet(x, labels, **options).loss.sum(),
+    "semi_hard": lambda x, labels, **options: ops.semi_hard_triplet(x, labels, **options).loss.sum(),
     "quadruplets": lambda x, labels, **options: ops.batch_all_quadruplet(x, labels, **options).loss,
     "other_class": lambda x, labels, **options: ops.batch_all_quadruplet(x, labels, negatives="other_class", **options).loss,
     "histogram": lambda x, labels, **options: ops.pair_histogram(x, labels, bins=9, **options).negative.square().sum(),

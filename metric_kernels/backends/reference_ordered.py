@@ -70,5 +70,6 @@ def nearest(tile: ValueTile, sign: float, lists: Tensor) -> Tensor:
     number = negative.sum(1, keepdim=True)
     place = torch.searchsorted(u.contiguous(), lists.contiguous(), right=True)
     farthest = torch.searchsorted(u.contiguous(), u.gather(1, (number - 1).clamp(min=0)) if u.numel() else u)
-    place = torch.where(place < number, place, farthest)
+    # NaNs come after all else, so that a search may end beyond the row.
+    place = torch.where(place < number, place, farthest).clamp(max=u.shape[1] - 1)
     return columns.gather(1, place).masked_fill(number == 0, -1) if u.numel() else place - 1

@@ -170,6 +170,18 @@ void rank_grads(const Values<T>& tile, T sign, const Lists<T>& lists, T margin, 
 
 // ---- other shapes than the hinge: every pair of a value of the list and a negative ------------------------------------
 
+// The sum of up to WIDTH numbers, by as many partial sums at every instruction set.
+template <class T> inline T lane_sum(const T* part, int len) {
+  constexpr int lanes = 16;
+  T lane[lanes] = {}, sum = T(0);
+  int j = 0;
+  for (; j + lanes <= len; j += lanes)
+    for (int l = 0; l < lanes; ++l) lane[l] += part[j + l];
+  for (; j < len; ++j) sum += part[j];
+  for (int l = 0; l < lanes; ++l) sum += lane[l];
+  return sum;
+}
+
 template <Shape shape, class T> inline T cost(T gap) {
   const T positive = gap > T(0) ? gap : T(0);
   if constexpr (shape == Shape::softplus) return fn::softplus(gap);
@@ -212,11 +224,9 @@ void sums(const Values<T>& tile, T sign, const Lists<T>& lists, T margin, Shape 
             part[j] = chunk.negative[j] ? value : T(0);
             active[j] = part[j] > T(0);
           }
-          T sum = T(0);
           int32_t number = 0;
-#pragma omp simd reduction(+ : sum, number)
-          for (int j = 0; j < chunk.len; ++j) sum += part[j], number += active[j];
-          total += sum;
+          for (int j = 0; j < chunk.len; ++j) number += active[j];
+          total += lane_sum(part, chunk.len);
           count += number;
         }
       }
@@ -247,10 +257,7 @@ void sum_grads(const Values<T>& tile, T sign, const Lists<T>& lists, T margin, S
             part[j] = chunk.negative[j] ? value : T(0);
             by_negative[j] += part[j];
           }
-          T sum = T(0);
-#pragma omp simd reduction(+ : sum)
-          for (int j = 0; j < chunk.len; ++j) sum += part[j];
-          slopes[i * lists.length + k] += sum;
+          slopes[i * lists.length + k] += lane_sum(part, chunk.len);
         }
         T* out = g + i * g_stride + j0;
         for (int j = 0; j < chunk.len; ++j) out[j] += factor * by_negative[j];

@@ -163,7 +163,10 @@ def _groups(stages: tuple[Stage, ...]) -> Iterator[list[int]]:
 
 
 class Op(NamedTuple):
-    """A formula on a metric with the values of its parameters, stage by stage: all that a backend is told."""
+    """A formula on a metric with the values of its parameters, stage by stage: all that a backend is told.
+
+    A term (terms.py) takes the place of a formula where it is no sum over single pairs; its numbers are its own.
+    """
 
     formula: Formula
     metric: type

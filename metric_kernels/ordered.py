@@ -48,11 +48,8 @@ class Positives(NamedTuple):
     @classmethod
     def of(cls, tile: ValueTile, sign: float) -> Positives:
         columns = positive_columns(tile)
-        u = (
-            pad(sign * tile.v, (0, 1), value=-torch.inf).gather(1, columns)
-            if columns.numel()
-            else tile.v.new_empty(columns.shape)
-        )
+        last = tile.v.shape[1] - 1
+        u = (sign * tile.v.gather(1, columns.clamp(max=last))).masked_fill(columns > last, -torch.inf)
         lists, order = u.sort(1)
         return cls(columns.gather(1, order), lists)
 
@@ -137,9 +134,8 @@ class SemiHardTriplets(Term):
 
     def backward(self, kernels, tile: ValueTile, g: Tensor, grads: Tensor, saved):
         positives, negatives, gap = self._triplets(kernels, tile)
-        slope = torch.where(negatives >= 0, SLOPES[self.shape][1](gap), 0.0) * (self.sign * grads[0, tile.rows, None]).to(
-            g.dtype
-        )
+        scale = self.sign * grads[0, tile.rows, None].to(g.dtype)
+        slope = torch.where(negatives >= 0, SLOPES[self.shape][1](gap), 0.0) * scale
         positives.add(g, slope)
         g.scatter_add_(1, negatives.clamp(min=0), -slope)
 
@@ -148,7 +144,7 @@ class SemiHardTriplets(Term):
         positives = Positives.of(tile, self.sign)
         negatives = kernels.nearest(tile, self.sign, positives.lists)
         negatives = torch.where(positives.lists > -torch.inf, negatives, -1)
-        chosen = self.sign * tile.v.gather(1, negatives.clamp(min=0)) if negatives.numel() else positives.lists
+        chosen = self.sign * tile.v.gather(1, negatives.clamp(min=0))
         return positives, negatives, positives.lists - chosen + self.margin
 
 

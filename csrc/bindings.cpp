@@ -12,6 +12,7 @@
 #endif
 
 #include "bindings_terms.h"
+#include "bindings_vectors.h"
 #include "checks.h"
 #include "fn.h"
 #include "tile.h"
@@ -33,13 +34,16 @@ struct FormulaInfo {
 
 Formulas formulas_baseline();
 Terms terms_baseline();
+VectorKernels vectors_baseline();
 #ifdef HAVE_AVX2
 Formulas formulas_avx2();
 Terms terms_avx2();
+VectorKernels vectors_avx2();
 #endif
 #ifdef HAVE_AVX512
 Formulas formulas_avx512();
 Terms terms_avx512();
+VectorKernels vectors_avx512();
 #endif
 
 namespace {
@@ -50,6 +54,7 @@ struct Target {
   std::string name;
   Formulas formulas;
   Terms terms;
+  VectorKernels vectors;
 };
 
 bool cpu_has(const std::string& isa) {
@@ -79,12 +84,12 @@ bool cpu_has(const std::string& isa) {
 std::vector<Target> usable_targets() {
   std::vector<Target> found;
 #ifdef HAVE_AVX512
-  if (cpu_has("avx512")) found.push_back({"avx512", formulas_avx512(), terms_avx512()});
+  if (cpu_has("avx512")) found.push_back({"avx512", formulas_avx512(), terms_avx512(), vectors_avx512()});
 #endif
 #ifdef HAVE_AVX2
-  if (cpu_has("avx2")) found.push_back({"avx2", formulas_avx2(), terms_avx2()});
+  if (cpu_has("avx2")) found.push_back({"avx2", formulas_avx2(), terms_avx2(), vectors_avx2()});
 #endif
-  found.push_back({"baseline", formulas_baseline(), terms_baseline()});
+  found.push_back({"baseline", formulas_baseline(), terms_baseline(), vectors_baseline()});
   return found;
 }
 
@@ -457,6 +462,7 @@ PYBIND11_MODULE(_native, m) {
     (is_double(s) ? pair_slopes<double> : pair_slopes<float>)(metric, s, p, q, eps, threads, g, norm_grad);
   });
   define_terms(m, [] { return active().terms; });
+  define_vectors(m, [] { return active().vectors; });
   m.def("exp", [](py::array_t<float> x) { return py::vectorize([](float v) { return fn::exp(v); })(x); });
   m.def("isa", [] { return active().name; }, "The instruction set in use.");
   m.def("isas", [] {

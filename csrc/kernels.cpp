@@ -3,6 +3,7 @@
 #include "ordered.h"
 #include "rows.h"
 #include "terms.h"
+#include "vectors.h"
 
 #define ENTRY_float(Stages, Row) Entry<Stages, Row, float>::kernels,
 #define ENTRY_double(Stages, Row) Entry<Stages, Row, double>::kernels,
@@ -17,3 +18,5 @@ Formulas JOIN(formulas_, ISA)() {
 }
 
 Terms JOIN(terms_, ISA)() { return {&ordered<float>, &ordered<double>, &binned<float>, &binned<double>}; }
+
+VectorKernels JOIN(vectors_, ISA)() { return {&vectors<float>, &vectors<double>}; }

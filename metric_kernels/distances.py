@@ -1,19 +1,33 @@
 """Distances and similarities, named and configured as in pytorch-metric-learning.
 
 A distance either is a metric of :mod:`metric_kernels.metrics`, and then the fused kernels work on inner products, or it
-supplies the whole matrix by :meth:`Distance.matrix`, and the kernels work on that.
+supplies the whole matrix by :meth:`Distance.matrix`, and the kernels work on that. A matrix of distances that are no function
+of inner products comes from kernels of its own, in :mod:`metric_kernels.vectors`.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from metric_kernels import metrics
+from metric_kernels.core import arithmetic, no_autocast
 from metric_kernels.pairwise import gram_matrix
+from metric_kernels.vectors import JensenShannonRows, distance_matrix
 
-__all__ = ["CosineSimilarity", "Distance", "DotProductSimilarity", "LpDistance", "SNRDistance", "adopt", "pairwise_distance"]
+__all__ = [
+    "CosineSimilarity",
+    "Distance",
+    "DotProductSimilarity",
+    "JensenShannonDistance",
+    "LpDistance",
+    "SNRDistance",
+    "adopt",
+    "pairwise_distance",
+]
 
 
 class Distance(torch.nn.Module):
@@ -83,7 +97,9 @@ class LpDistance(Distance):
     """``||x_i - y_j||_p ** power``, on normalised embeddings unless ``normalize_embeddings=False``.
 
     p = 2 with power 1 or 2 runs on inner products; at distances below the rounding error of that form, value and
-    gradient are 0. Other p and powers build the matrix.
+    gradient are 0. Other p > 0, with inf for the largest difference, build the matrix from differences. A gradient is 0 between
+    coincident points and, for any p, at coincident coordinates; for p = inf each of several equal largest differences has the
+    whole gradient, as in torch.cdist.
     """
 
     def __init__(self, **kwargs) -> None:
@@ -102,17 +118,26 @@ class LpDistance(Distance):
             squared = self.power == 2
             metric = metrics.SquaredEuclidean if squared else metrics.Euclidean
             mat = gram_matrix(x, None if y is x else y, metric, self.normalize_embeddings)
-            return mat if squared or self.power == 1 else _power(mat, self.power)
-        return _power(torch.cdist(self.normalized(x), self.normalized(y), p=self.p), self.power)
+            return mat if squared else _power(mat, self.power)
+        return _of_differences(self, x, y, "lp")
 
     def rowwise(self, x: Tensor, y: Tensor) -> Tensor:
         return _power(torch.linalg.vector_norm(self.normalized(x) - self.normalized(y), ord=self.p, dim=1), self.power)
 
 
+def _of_differences(distance: Distance, x: Tensor, y: Tensor, kind: str) -> Tensor:
+    """The matrix of a distance that is no function of inner products."""
+    dtype = arithmetic(torch.promote_types(x.dtype, y.dtype))
+    with no_autocast(x.device.type):
+        rows = distance.normalized(x.to(dtype))
+        cols = None if y is x else distance.normalized(y.to(dtype))
+        return _power(distance_matrix(rows, cols, kind, distance.p), distance.power).to(x.dtype)
+
+
 def _power(d: Tensor, power: float) -> Tensor:
     """d ** power, with gradient 0 at d = 0, where that of a root is infinite."""
     if power >= 1:
-        return d**power
+        return d if power == 1 else d**power
     zero = d == 0
     return torch.where(zero, d, torch.where(zero, 1.0, d) ** power)
 
@@ -172,6 +197,31 @@ class SNRDistance(Distance):
         return ratio**self.power
 
 
+class JensenShannonDistance(Distance):
+    """``sqrt(1/2 sum_k (p_k log(p_k / m_k) + q_k log(q_k / m_k))) ** power`` with m = (p + q) / 2, of non-negative rows.
+
+    Rows are divided by their sum (at least 1e-12) to become the distributions p and q, unless ``normalize_embeddings=False``.
+    The logarithm is the natural one, so that the distance is at most sqrt(log 2); 0 log 0 = 0; a negative entry counts as NaN.
+    ``power=2`` is the divergence. As in scipy.spatial.distance.jensenshannon.
+
+    The gradient is 0 between equal rows, and at an entry that is 0, where the logarithm has none.
+
+    Endres and Schindelin, "A new metric for probability distributions", 2003.
+    """
+
+    def __init__(self, normalize_embeddings: bool = True, power: float = 1):
+        super().__init__(normalize_embeddings, p=1, power=power)
+
+    def normalized(self, x: Tensor) -> Tensor:
+        return super().normalized(torch.where(x < 0, torch.nan, x))
+
+    def matrix(self, x: Tensor, y: Tensor) -> Tensor:
+        return _of_differences(self, x, y, "jensen_shannon")
+
+    def rowwise(self, x: Tensor, y: Tensor) -> Tensor:
+        return _power(JensenShannonRows.apply(self.normalized(x), self.normalized(y)), self.power)
+
+
 class _Foreign(Distance):
     """Any object with the interface of a pytorch-metric-learning distance: it builds the matrix itself."""
 
@@ -214,6 +264,9 @@ _METRICS = {
     "euclidean": (LpDistance, {"normalize_embeddings": False}),
     "squared_euclidean": (LpDistance, {"normalize_embeddings": False, "power": 2}),
     "snr": (SNRDistance, {"normalize_embeddings": False}),
+    "manhattan": (LpDistance, {"normalize_embeddings": False, "p": 1}),
+    "chebyshev": (LpDistance, {"normalize_embeddings": False, "p": math.inf}),
+    "jensen_shannon": (JensenShannonDistance, {}),
 }
 
 
@@ -223,15 +276,20 @@ def pairwise_distance(x: Tensor, y: Tensor | None = None, metric: str | Distance
     Args:
         x: (N, D), any floating type.
         y: (M, D); x by default.
-        metric: "euclidean", "squared_euclidean", "cosine" (a similarity), "dot" (a similarity) or "snr", none of which but
-            the cosine normalises; or an object of :mod:`metric_kernels.distances`.
+        metric: "euclidean", "squared_euclidean", "cosine" (a similarity), "dot" (a similarity), "snr", "manhattan" (the sum of
+            absolute differences), "chebyshev" (the largest) or "jensen_shannon" (rows are divided by their sums), none of which
+            normalises but the cosine and the last; or an object of :mod:`metric_kernels.distances`, such as
+            ``LpDistance(p=3, normalize_embeddings=False)``.
     Returns:
         (N, M) in the type of x, computed in float32 (float64 for float64).
     Raises:
-        ValueError: an unknown metric or shapes that do not match.
+        ValueError: an unknown metric, shapes or devices that do not match, or p that is not above 0.
+        RuntimeError: the backend that was asked for cannot compute it.
 
-    By the Gram identity, with two or three matrix products in all. A Euclidean distance below its rounding error is 0, and
-    so is its gradient. A second derivative raises.
+    The first five by the Gram identity, with two or three matrix products in all; a Euclidean distance below its rounding error
+    is 0, and so is its gradient. The others from differences of coordinates, which are computed again for the gradient, in
+    O(N M) memory; see :class:`LpDistance` and :class:`JensenShannonDistance` for gradients at kinks. NaN reaches the matrix. A
+    second derivative raises.
 
     Example:
         >>> import torch
@@ -253,4 +311,6 @@ def pairwise_distance(x: Tensor, y: Tensor | None = None, metric: str | Distance
         columns = x.shape[-1] if x.ndim else "columns"
         if value.ndim != 2 or value.shape[1] != columns:
             raise ValueError(f"{name}: expected shape (rows, {columns}), got {tuple(value.shape)}")
+        if value.device != x.device:
+            raise ValueError(f"{name}: expected device {x.device}, got {value.device}")
     return metric(x, y)

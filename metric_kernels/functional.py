@@ -1,6 +1,7 @@
 """The losses as functions: ``functional.circle_loss(embeddings, labels, gamma=64)``.
 
 Each takes the arguments of a call of the loss, then those of its constructor by name; see the class for their meaning.
+``triplet_margin`` is that of torch.nn.functional, fused.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from metric_kernels import losses
+from metric_kernels.triplet_margin import triplet_margin
 
 __all__ = [
     "circle_loss",
@@ -20,6 +22,7 @@ __all__ = [
     "npairs_loss",
     "ntxent_loss",
     "supcon_loss",
+    "triplet_margin",
 ]
 
 

@@ -61,8 +61,13 @@ def choose(op: Op, device: torch.device, dtype: torch.dtype, argument: str | Non
     return _choose(wanted, op.metric, device.type, dtype, requested(argument))
 
 
+def kernels(family: str, device: torch.device, dtype: torch.dtype, argument: str | None = None) -> object:
+    """The kernels of a family that needs no pair values (see vectors.py), chosen likewise."""
+    return getattr(_choose(family, None, device.type, dtype, requested(argument)), family)
+
+
 @functools.lru_cache(maxsize=1024)
-def _choose(wanted: Formula | str, metric: type, device: str, dtype: torch.dtype, name: str | None) -> object:
+def _choose(wanted: Formula | str, metric: type | None, device: str, dtype: torch.dtype, name: str | None) -> object:
     reasons = {}
     for candidate in (name,) if name else NAMES:
         backend = load(candidate)
@@ -71,14 +76,21 @@ def _choose(wanted: Formula | str, metric: type, device: str, dtype: torch.dtype
             return backend
         reasons[candidate] = reason
     listed = "; ".join(f"{k}: {v}" for k, v in reasons.items())
-    what = wanted.key if isinstance(wanted, Formula) else f"{wanted} terms"
-    raise RuntimeError(f"backend {name!r} cannot run {what} on {device} in {dtype}: {listed}")
+    raise RuntimeError(f"backend {name!r} cannot run {_named(wanted)} on {device} in {dtype}: {listed}")
 
 
-def _reason(backend: object, wanted: Formula | str, metric: type, device: str, dtype: torch.dtype) -> str | None:
+def _named(wanted: Formula | str) -> str:
+    if isinstance(wanted, Formula):
+        return wanted.key
+    return "distances of vectors" if wanted == "vectors" else f"{wanted} terms"
+
+
+def _reason(backend: object, wanted: Formula | str, metric: type | None, device: str, dtype: torch.dtype) -> str | None:
     if isinstance(wanted, Formula):
         return backend.supports(wanted, metric, device, dtype)
-    return backend.unsuited(device, dtype) or (None if hasattr(backend, wanted) else f"has no kernels for {wanted} terms")
+    return backend.unsuited(device, dtype) or (
+        None if hasattr(backend, wanted) else f"has no kernels for {_named(wanted)}"
+    )
 
 
 def status() -> dict[str, str | None]:

@@ -49,6 +49,10 @@ class NativeBackend:
     def binned(self):
         return importlib.import_module("metric_kernels.backends.native_binned")
 
+    @functools.cached_property
+    def vectors(self):
+        return importlib.import_module("metric_kernels.backends.native_vectors")
+
     def unsuited(self, device: str, dtype: torch.dtype) -> str | None:
         if reason := self.unusable():
             return reason

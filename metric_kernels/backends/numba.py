@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib
 import itertools
 import os
 from collections.abc import Callable
@@ -63,6 +64,10 @@ class NumbaBackend(StageByStage):
         out = tile.s.new_empty(len(current.cols if swapped else current.rows), len(tile.s))
         _run(op, tile, ("input_grads", stage, swapped), **_sides(rows, cols), out=out)
         return out
+
+    @functools.cached_property
+    def vectors(self):
+        return importlib.import_module("metric_kernels.backends.numba_vectors")
 
 
 def _kernels():

@@ -26,6 +26,10 @@ class ReferenceBackend(StageByStage):
     def binned(self):
         return importlib.import_module("metric_kernels.backends.reference_binned")
 
+    @functools.cached_property
+    def vectors(self):
+        return importlib.import_module("metric_kernels.backends.reference_vectors")
+
     def unsuited(self, device: str, dtype: torch.dtype) -> str | None:
         return None
 

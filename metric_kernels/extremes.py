@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from metric_kernels import distances
+from metric_kernels.batch import Batch
 from metric_kernels.language import Formula, largest, smallest, stages_of
-from metric_kernels.losses._base import Batch
 from metric_kernels.rowstats import Call, row_stats
 
 

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from metric_kernels import distances
+from metric_kernels.batch import Batch
 from metric_kernels.binned import PairHistogram
-from metric_kernels.losses._base import Batch
 from metric_kernels.ordered import NEGATIVES, SHAPES, BatchAllQuadruplets, BatchAllTriplets, SemiHardTriplets
-from metric_kernels.rowstats import Call
-from metric_kernels.terms import Term, evaluate
+from metric_kernels.terms import evaluate
 
 __all__ = [
     "HingeSum",
@@ -84,8 +83,8 @@ def batch_all_triplet(
     """
     _one_of("shape", shape, SHAPES)
     batch, distance = Batch(embeddings, labels, None, ref_emb, ref_labels), _distance(distance)
-    term = BatchAllTriplets(shape, distance.sign, (float(margin),))
-    loss, active = _evaluate(term, batch, distance, backend)
+    term = BatchAllTriplets(shape, distance.sign, 0.0, torch.inf, (float(margin),))
+    loss, active = evaluate(term, batch, distance, backend)
     positives, negatives = _numbers(batch)
     return HingeSum(loss[0], active[0], positives * negatives)
 
@@ -130,7 +129,7 @@ def semi_hard_triplet(
     """
     _one_of("shape", shape, SHAPES)
     batch, distance = Batch(embeddings, labels, None, ref_emb, ref_labels), _distance(distance)
-    loss, active = _evaluate(SemiHardTriplets(shape, distance.sign, float(margin)), batch, distance, backend)
+    loss, active = evaluate(SemiHardTriplets(shape, distance.sign, 0.0, torch.inf, float(margin)), batch, distance, backend)
     positives, negatives = _numbers(batch)
     return HingeSum(loss[0], active[0], torch.where(negatives > 0, positives, 0))
 
@@ -176,7 +175,7 @@ def batch_all_quadruplet(
         raise ValueError(
             f"distance: expected a symmetric function of inner products, such as LpDistance(), got {type(distance).__name__}"
         )
-    loss, active = _evaluate(BatchAllQuadruplets(distance.sign, float(margin), negatives), batch, distance, backend)
+    loss, active = evaluate(BatchAllQuadruplets(distance.sign, float(margin), negatives), batch, distance, backend)
     return HingeSum(loss[0], active[0], _valid_quadruplets(batch.labels, negatives))
 
 
@@ -229,17 +228,9 @@ def pair_histogram(
         raise ValueError(f"low, high: expected finite numbers in order, got {low} and {high}")
     batch = Batch(embeddings, labels, None, ref_emb, ref_labels)
     distance = distances.CosineSimilarity() if distance is None else distances.adopt(distance)
-    values, _ = _evaluate(PairHistogram(low, (high - low) / bins, bins + 1, bool(per_anchor)), batch, distance, backend)
+    values, _ = evaluate(PairHistogram(low, (high - low) / bins, bins + 1, bool(per_anchor)), batch, distance, backend)
     positive, negative = values.unbind(1)
     return PairHistograms(positive, negative) if per_anchor else PairHistograms(positive[0], negative[0])
-
-
-def _evaluate(term: Term, batch: Batch, distance: distances.Distance, backend: str | None) -> tuple[Tensor, Tensor]:
-    if len(batch.x) and len(batch.y):
-        return evaluate(Call.of(term, (), distance, batch, backend))
-    values, counts = term.shapes(len(batch.x), len(batch.y))
-    zero = batch.nothing().double()
-    return zero.expand(values) if values else zero, torch.zeros(counts, dtype=torch.int64, device=batch.x.device)
 
 
 def _distance(distance: object | None) -> distances.Distance:

@@ -1,6 +1,7 @@
 """Losses with the names, arguments and values of pytorch-metric-learning 2.9, one file each."""
 
-from metric_kernels.losses._base import REGISTRY, PairLoss
+from metric_kernels.losses._base import REGISTRY, Loss
+from metric_kernels.losses._pair import PairLoss
 from metric_kernels.losses.circle import CircleLoss
 from metric_kernels.losses.contrastive import ContrastiveLoss
 from metric_kernels.losses.lifted_structure import LiftedStructureLoss
@@ -14,6 +15,7 @@ __all__ = [
     "CircleLoss",
     "ContrastiveLoss",
     "LiftedStructureLoss",
+    "Loss",
     "MultiSimilarityLoss",
     "NPairsLoss",
     "NTXentLoss",

@@ -3,7 +3,7 @@ import torch
 from metric_kernels import fn
 from metric_kernels.distances import DotProductSimilarity
 from metric_kernels.language import Op, lse, total
-from metric_kernels.losses._base import PairLoss
+from metric_kernels.losses._pair import PairLoss
 from metric_kernels.metrics import Dot
 from metric_kernels.reducers import ClassWeightedReducer, PerAnchorReducer
 from metric_kernels.rowstats import Call, pair_matrix, row_stats

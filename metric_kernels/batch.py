@@ -11,9 +11,9 @@ from metric_kernels import tuples
 
 
 class Batch:
-    """The checked arguments of a call."""
+    """The checked arguments of a call. ``pairs`` are those of an indices_tuple of ``listed`` parts."""
 
-    def __init__(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
+    def __init__(self, embeddings, labels, indices_tuple, ref_emb, ref_labels, labels_required=True):
         self.x = _checked_embeddings("embeddings", embeddings)
         self.labels = _checked_labels("labels", labels, embeddings, "embeddings")
         self.y, self.ref_labels, self.exclude_self = self.x, self.labels, True
@@ -37,10 +37,11 @@ class Batch:
                 self.ref_labels = _checked_labels("ref_labels", ref_labels, ref_emb, "ref_emb")
             elif len(ref_emb) != len(embeddings):
                 raise ValueError(f"ref_labels: expected shape ({len(ref_emb)},), got {tuple(labels.shape)}")
-        self.pairs = None
+        self.pairs, self.listed = None, 0
         if indices_tuple is not None:
             self.pairs = tuples.listed(indices_tuple, len(self.x), len(self.y), embeddings.device)
-        if self.pairs is None and (self.labels is None or self.ref_labels is None):
+            self.listed = len(indices_tuple)
+        if self.pairs is None and (self.labels is None or self.ref_labels is None) and (labels_required or labels is not None):
             raise ValueError("labels, ref_labels: expected both, or an indices_tuple, got None")
 
     def pairing(self, pairs: Tensor) -> Batch:
@@ -53,6 +54,12 @@ class Batch:
         batch.labels = self.labels.index_select(0, batch.anchors)
         batch.targets = batch.ref_labels = torch.arange(len(batch.anchors), device=self.x.device)
         return batch
+
+    def numbers(self) -> tuple[Tensor, Tensor]:
+        """How many positives and how many negatives each anchor has, (B,) int64."""
+        ordered = self.ref_labels.sort().values
+        same = torch.searchsorted(ordered, self.labels, right=True) - torch.searchsorted(ordered, self.labels)
+        return same - int(self.exclude_self), len(self.y) - same
 
     def nothing(self) -> Tensor:
         """0, connected to the graph; NaN if an embedding is not finite."""

@@ -16,6 +16,7 @@ from metric_kernels.batch import Batch
 from metric_kernels.binned import PairHistogram
 from metric_kernels.ordered import NEGATIVES, SHAPES, BatchAllQuadruplets, BatchAllTriplets, SemiHardTriplets
 from metric_kernels.terms import evaluate
+from metric_kernels.windows import valid_quadruplets
 
 __all__ = [
     "HingeSum",
@@ -85,7 +86,7 @@ def batch_all_triplet(
     batch, distance = Batch(embeddings, labels, None, ref_emb, ref_labels), _distance(distance)
     term = BatchAllTriplets(shape, distance.sign, 0.0, torch.inf, (float(margin),))
     loss, active = evaluate(term, batch, distance, backend)
-    positives, negatives = _numbers(batch)
+    positives, negatives = batch.numbers()
     return HingeSum(loss[0], active[0], positives * negatives)
 
 
@@ -130,7 +131,7 @@ def semi_hard_triplet(
     _one_of("shape", shape, SHAPES)
     batch, distance = Batch(embeddings, labels, None, ref_emb, ref_labels), _distance(distance)
     loss, active = evaluate(SemiHardTriplets(shape, distance.sign, 0.0, torch.inf, float(margin)), batch, distance, backend)
-    positives, negatives = _numbers(batch)
+    positives, negatives = batch.numbers()
     return HingeSum(loss[0], active[0], torch.where(negatives > 0, positives, 0))
 
 
@@ -171,12 +172,10 @@ def batch_all_quadruplet(
     """
     _one_of("negatives", negatives, NEGATIVES)
     batch, distance = Batch(embeddings, labels, None, None, None), _distance(distance)
-    if distance.metric is None or not distance.metric.symmetric:
-        raise ValueError(
-            f"distance: expected a symmetric function of inner products, such as LpDistance(), got {type(distance).__name__}"
-        )
+    if not distance.symmetric:
+        raise ValueError(f"distance: expected a symmetric one, such as LpDistance(), got {type(distance).__name__}")
     loss, active = evaluate(BatchAllQuadruplets(distance.sign, float(margin), negatives), batch, distance, backend)
-    return HingeSum(loss[0], active[0], _valid_quadruplets(batch.labels, negatives))
+    return HingeSum(loss[0], active[0], valid_quadruplets(batch.labels, negatives))
 
 
 def pair_histogram(
@@ -235,22 +234,6 @@ def pair_histogram(
 
 def _distance(distance: object | None) -> distances.Distance:
     return distances.LpDistance() if distance is None else distances.adopt(distance)
-
-
-def _numbers(batch: Batch) -> tuple[Tensor, Tensor]:
-    """The numbers (B,) of positives and of negatives of each anchor."""
-    ordered = batch.ref_labels.sort().values
-    same = torch.searchsorted(ordered, batch.labels, right=True) - torch.searchsorted(ordered, batch.labels)
-    return same - int(batch.exclude_self), len(batch.y) - same
-
-
-def _valid_quadruplets(labels: Tensor, negatives: str) -> Tensor:
-    size, n = labels.unique(return_counts=True)[1], len(labels)
-    positive, touching = size * (size - 1) // 2, size * (n - size)
-    every = positive.sum() * touching.sum() // 2
-    if negatives == "disjoint":
-        return every - (2 * positive * (n - size)).sum()
-    return every if negatives == "all" else every - (positive * touching).sum()
 
 
 def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:

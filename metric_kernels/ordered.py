@@ -33,7 +33,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from metric_kernels.batch import Batch
+from metric_kernels.rowstats import Call, pair_matrix
 from metric_kernels.terms import Term, Tiles, ValueTile
+from metric_kernels.triplets import Triplets
 
 SHAPES = ("hinge", "squared_hinge", "softplus")
 NEGATIVES = ("disjoint", "all", "other_class")
@@ -150,6 +153,17 @@ class SemiHardTriplets(Term):
         slope = torch.where(self._counted(negatives, cost), slope, 0.0) * scale
         positives.add(g, slope)
         g.scatter_add_(1, negatives.clamp(min=0), -slope)
+
+    def listed(self, batch: Batch, distance: object, backend: str | None) -> Triplets:
+        """The triplets themselves, from the matrix of pair values."""
+        call = Call.of(self, (self.flat,), distance, batch, backend)
+        with torch.no_grad():
+            v = pair_matrix(distance, batch.x, batch.y)
+            diagonal = 0 if batch.exclude_self else -1
+            tile = ValueTile(v, batch.labels, batch.ref_labels, slice(0, len(v)), diagonal)
+            positives, negatives, _ = self._triplets(call.chosen().ordered, tile)
+        anchors, place = (negatives >= 0).nonzero(as_tuple=True)
+        return Triplets(anchors, positives.columns[anchors, place], negatives[anchors, place])
 
     def _counted(self, negatives: Tensor, cost: Tensor) -> Tensor:
         return (negatives >= 0) & (cost > self.low) & (cost < self.high)

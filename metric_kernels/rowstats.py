@@ -25,7 +25,8 @@ class Call(NamedTuple):
     """A request for the statistics of every row of x (N, D) against y (M, D), or against x if y is None.
 
     ``exclude_self`` removes the pairs (i, i). With ``given``, x is the matrix (N, M) of pair values itself,
-    of a batch with itself if ``same``.
+    of a batch with itself if ``same``. ``known`` (N,) are the statistics of a first stage that is not evaluated then; they
+    have no gradient.
     """
 
     op: Op
@@ -33,6 +34,7 @@ class Call(NamedTuple):
     y: Tensor | None
     labels: Tensor
     ref_labels: Tensor
+    known: Tensor | None
     normalize: bool
     exclude_self: bool
     given: bool
@@ -40,14 +42,23 @@ class Call(NamedTuple):
     backend: str | None
 
     @classmethod
-    def of(cls, formula: object, params: tuple, distance: object, batch: object, backend: str | None) -> Call:
+    def of(
+        cls,
+        formula: object,
+        params: tuple,
+        distance: object,
+        batch: object,
+        backend: str | None,
+        known: Tensor | None = None,
+    ) -> Call:
         """Of a formula or term, for the checked arguments of a loss; the matrix is built where a distance is no metric."""
         x, y = batch.x, None if batch.same else batch.y
         metric, normalize, given = distance.metric, distance.normalize_embeddings, distance.metric is None
         if given:
             x, y, metric, normalize = pair_matrix(distance, x, batch.y), None, Dot, False
         op = Op(formula, metric, params)
-        return cls(op, x, y, batch.targets, batch.ref_labels, normalize, batch.exclude_self, given, batch.same, backend)
+        options = normalize, batch.exclude_self, given, batch.same, backend
+        return cls(op, x, y, batch.targets, batch.ref_labels, known, *options)
 
     def emptied(self) -> Call:
         """The call without its embeddings, which autograd keeps as long as they are needed."""
@@ -95,7 +106,9 @@ class Run:
 
     def __init__(self, call: Call):
         op, x, y, dtype = call.op, call.x, call.y, call.arithmetic
-        self.problem = core.Problem(op, call.normalize, call.labels, call.ref_labels, call.exclude_self, call.chosen())
+        self.problem = core.Problem(
+            op, call.normalize, call.labels, call.ref_labels, call.exclude_self, call.chosen(), call.known
+        )
         self.dtypes = x.dtype, x.dtype if y is None else y.dtype
         self.kept = None
         if call.given:
@@ -186,9 +199,10 @@ def _taken(ctx, x: Tensor, y: Tensor | None) -> tuple[Run, object]:
 
 # A call as the arguments of an operator.
 ARGUMENTS = (
-    "Tensor x, Tensor? y, Tensor labels, Tensor ref_labels, str key, str metric, float[] params, bool normalize, "
-    "bool exclude_self, bool given, bool same, str backend"
+    "Tensor x, Tensor? y, Tensor labels, Tensor ref_labels, Tensor? known, str key, str metric, float[] params, "
+    "bool normalize, bool exclude_self, bool given, bool same, str backend"
 )
+TENSORS = 5
 library = torch.library.Library("metric_kernels", "DEF")
 library.define(f"row_stats({ARGUMENTS}) -> (Tensor, Tensor, Tensor)")
 library.define(
@@ -199,12 +213,13 @@ library.define(
 
 def spelled(call: Call) -> tuple:
     """A call as the arguments of an operator."""
-    op, x, y, labels, ref_labels, *options, backend = call
+    op, *tensors, normalize, exclude_self, given, same, backend = call
     flat = [p for stage in op.params for p in stage]
-    return x, y, labels, ref_labels, op.formula.key, op.metric.__name__, flat, *options, backend or ""
+    options = normalize, exclude_self, given, same, backend or ""
+    return *tensors, op.formula.key, op.metric.__name__, flat, *options
 
 
-def called(make: Callable[[str, list[float]], tuple], x, y, labels, ref_labels, key, metric, params, *options) -> Call:
+def called(make: Callable[[str, list[float]], tuple], x, y, labels, ref_labels, known, key, metric, params, *options) -> Call:
     """The call that the arguments of an operator spell; ``make`` gives the formula or term and the parameters of an op."""
     *options, backend = options
     given = options[-2]
@@ -213,13 +228,13 @@ def called(make: Callable[[str, list[float]], tuple], x, y, labels, ref_labels, 
         if array.dtype != torch.int64 or array.shape != (number,) or not array.is_contiguous():
             expected = f"a contiguous int64 tensor of shape ({number},)"
             raise ValueError(f"{name}: expected {expected}, got {array.dtype} of shape {tuple(array.shape)}")
-    known, params = make(key, params)
-    return Call(Op(known, _METRICS[metric], params), x, y, labels, ref_labels, *options, backend or None)
+    formula, params = make(key, params)
+    return Call(Op(formula, _METRICS[metric], params), x, y, labels, ref_labels, known, *options, backend or None)
 
 
 def _formula(key: str, params: list[float]) -> tuple[Formula, tuple[tuple[float, ...], ...]]:
-    known, flat = formula(key), iter(params)
-    return known, tuple(tuple(next(flat) for _ in s.params) for s in known.stages)
+    found, flat = formula(key), iter(params)
+    return found, tuple(tuple(next(flat) for _ in s.params) for s in found.stages)
 
 
 @torch.library.impl(library, "row_stats", "CompositeExplicitAutograd")
@@ -240,14 +255,14 @@ def _row_stats_backward(grads, values, index, scale, x, *options):
 
 
 @torch.library.register_fake("metric_kernels::row_stats", lib=library)
-def _(x, y, labels, ref_labels, key, *options):
-    known = formula(key)
+def _(x, y, labels, ref_labels, known, key, *options):
+    of = formula(key)
     dtype = core.arithmetic(x.dtype if y is None else torch.promote_types(x.dtype, y.dtype))
-    number, n = len(known.stats), x.shape[0]
+    number, n = len(of.stats), x.shape[0]
     return (
         x.new_empty(number, n, dtype=dtype),
-        x.new_empty(number if known.extremes else 0, n, dtype=torch.int64),
-        x.new_empty(number if known.logarithms else 0, n, dtype=dtype),
+        x.new_empty(number if of.extremes else 0, n, dtype=torch.int64),
+        x.new_empty(number if of.logarithms else 0, n, dtype=dtype),
     )
 
 
@@ -264,15 +279,20 @@ def fake_grads(x: Tensor, y: Tensor | None, want_x: bool, want_y: bool) -> tuple
 
 
 def setup_context(ctx, inputs, output):
-    x, y, labels, ref_labels, *ctx.options = inputs
-    ctx.save_for_backward(x, y, labels, ref_labels, *output)
+    ctx.options = inputs[TENSORS:]
+    ctx.save_for_backward(*inputs[:TENSORS], *output)
+
+
+def input_grads(gx: Tensor, gy: Tensor, ctx) -> tuple:
+    """What autograd wants of a backward operator."""
+    wanted = ctx.needs_input_grad
+    return gx if wanted[0] else None, gy if wanted[1] else None, *([None] * (len(wanted) - 2))
 
 
 def _derivative(ctx, grads, *_):
-    x, y, labels, ref_labels, *rows = ctx.saved_tensors
-    wanted = ctx.needs_input_grad[:2]
-    gx, gy = torch.ops.metric_kernels.row_stats_backward(grads, *rows, x, y, labels, ref_labels, *ctx.options, *wanted)
-    return gx if wanted[0] else None, gy if wanted[1] else None, *([None] * (2 + len(ctx.options)))
+    tensors, rows, wanted = ctx.saved_tensors[:TENSORS], ctx.saved_tensors[TENSORS:], ctx.needs_input_grad[:2]
+    gx, gy = torch.ops.metric_kernels.row_stats_backward(grads, *rows, *tensors, *ctx.options, *wanted)
+    return input_grads(gx, gy, ctx)
 
 
 torch.library.register_autograd("metric_kernels::row_stats", _derivative, setup_context=setup_context, lib=library)

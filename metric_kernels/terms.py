@@ -18,7 +18,18 @@ from torch import Tensor
 from metric_kernels import core
 from metric_kernels.batch import Batch
 from metric_kernels.once import once
-from metric_kernels.rowstats import ARGUMENTS, Call, Run, called, fake_grads, library, setup_context, spelled
+from metric_kernels.rowstats import (
+    ARGUMENTS,
+    TENSORS,
+    Call,
+    Run,
+    called,
+    fake_grads,
+    input_grads,
+    library,
+    setup_context,
+    spelled,
+)
 from metric_kernels.tile import Tile
 
 
@@ -146,16 +157,24 @@ class _TermRun(Run):
         super().__init__(call)
         self.term, self.metric = call.op.formula, call.op.metric
         self.kernels = getattr(self.problem.backend, self.term.family)
+        self.filled = self.x.given
 
     def forward(self, keep: bool) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         n, m, z = len(self.x.z), len(self.y.z), self.x.z
-        if keep and self.kept is None and core.fits(n, m, z.dtype):
-            self.kept = z.new_empty(n, m)
+        if keep:
+            self._keep()
         shape, counted = self.term.shapes(n, m)
         values, counts = z.new_zeros(shape, dtype=torch.float64), torch.zeros(counted, dtype=torch.int64, device=z.device)
-        sweep = core.Sweep(self.problem, self.x, self.y, self.kept, filled=self.x.given)
+        sweep = core.Sweep(self.problem, self.x, self.y, self.kept, filled=self.filled)
         saved = self.term.forward(self.kernels, Tiles(sweep), values, counts)
+        self.filled = sweep.filled
         return values, counts, saved
+
+    def _keep(self) -> None:
+        """Room for the whole matrix, if it fits."""
+        n, m, z = len(self.x.z), len(self.y.z), self.x.z
+        if self.kept is None and core.fits(n, m, z.dtype):
+            self.kept = z.new_empty(n, m)
 
     def backward(
         self, grads: Tensor, saved: tuple[Tensor, ...], wanted: tuple[bool, bool]
@@ -163,8 +182,9 @@ class _TermRun(Run):
         x, y, term, metric = self.x, self.y, self.term, self.metric
         if x.given:
             return self._given(grads, saved), None
+        self._keep()  # so that a second pass takes the same way
         kept = self.kept
-        sweep = core.Sweep(self.problem, x, y, kept, filled=kept is not None)
+        sweep = core.Sweep(self.problem, x, y, kept, filled=self.filled)
         same, free = x is y, self.problem.free_norms
         mirrored = same and term.symmetric and metric.symmetric
         gx = torch.zeros_like(x.z)
@@ -245,7 +265,7 @@ def _term_backward(grads, x, *options):
 
 
 @torch.library.register_fake("metric_kernels::term", lib=library)
-def _(x, y, labels, ref_labels, key, metric, flat, *options):
+def _(x, y, labels, ref_labels, known, key, metric, flat, *options):
     n = len(x)
     shape, counted = term(key, flat).shapes(n, len(ref_labels))
     return x.new_empty(shape, dtype=torch.float64), x.new_empty(counted, dtype=torch.int64)
@@ -257,10 +277,9 @@ def _(grads, x, y, *options):
 
 
 def _derivative(ctx, grads, _):
-    x, y, labels, ref_labels, *_ = ctx.saved_tensors
     wanted = ctx.needs_input_grad[:2]
-    gx, gy = torch.ops.metric_kernels.term_backward(grads, x, y, labels, ref_labels, *ctx.options, *wanted)
-    return gx if wanted[0] else None, gy if wanted[1] else None, *([None] * (2 + len(ctx.options)))
+    gx, gy = torch.ops.metric_kernels.term_backward(grads, *ctx.saved_tensors[:TENSORS], *ctx.options, *wanted)
+    return input_grads(gx, gy, ctx)
 
 
 torch.library.register_autograd("metric_kernels::term", _derivative, setup_context=setup_context, lib=library)

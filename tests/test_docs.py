@@ -90,7 +90,7 @@ def test_what_is_documented_exists(value):
 @pytest.mark.parametrize("cls", losses.REGISTRY.values(), ids=losses.REGISTRY)
 def test_the_defaults_of_a_loss_are_documented(cls):
     text = cls.__doc__
-    assert f"``distance`` ({cls.default_distance.__name__}" in text
+    assert f"``distance`` ({type(cls.default_distance()).__name__}" in text
     assert f"``reducer`` ({cls.default_reducer.__name__}" in text
 
 

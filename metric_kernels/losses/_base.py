@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from metric_kernels import backends, distances, reducers
 from metric_kernels.batch import Batch
+from metric_kernels.language import Formula
 
 REGISTRY: dict[str, type[Loss]] = {}
 # The name of a sub-loss -> its losses, what they belong to (anchors, pairs, triplets), and the kind of that.
@@ -29,6 +30,10 @@ class Loss(nn.Module):
     default_distance: Callable[[], distances.Distance] = distances.CosineSimilarity
     default_reducer: Callable[[], reducers.Reducer] = reducers.MeanReducer
     sub_losses: tuple[str, ...] = ("loss",)
+    # What a backend must have to compute it: a formula, or the kernels of a family of terms.
+    kernels: Formula | str
+    # False for a loss that can do without labels and without an indices_tuple.
+    labels_required = True
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -78,7 +83,7 @@ class Loss(nn.Module):
         Raises:
             ValueError, TypeError: an argument of a wrong shape, type or device.
         """
-        batch = Batch(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        batch = Batch(embeddings, labels, indices_tuple, ref_emb, ref_labels, self.labels_required)
         loss = self._loss(batch)
         penalty = None
         if self.embedding_regularizer is not None:
@@ -115,15 +120,36 @@ class Loss(nn.Module):
             return named
         return sum(_one(r, name, info, batch) for r, (name, info) in zip(reducer, named.items()))
 
+    def _whole(self, loss: Tensor, batch: Batch):
+        """A loss that there is nothing to reduce of."""
+        return self._each({"loss": (loss, None, "already_reduced")}, self._reducers(), batch)
+
+    def _anchors(self, losses: Tensor, present: Tensor, batch: Batch):
+        """The loss of a batch from those of some anchors."""
+        (reducer,) = self._reducers()
+        if reducer.needs_each:
+            return self._each({"loss": (losses[present], batch.rows()[present], "element")}, [reducer], batch)
+        inside = present & reducer.inside(losses)
+        # A NaN must reach the loss even of an anchor that has none.
+        losses = torch.where(inside | losses.isnan(), losses, 0.0)
+        return reducer.of_pairs(losses.double(), inside.double(), batch.labels)
+
+    def _refuse(self, batch: Batch, *, reference: bool = True, listed: bool = False) -> None:
+        """Raises for a reference set or an indices_tuple where a loss takes none."""
+        if reference and not batch.same:
+            raise ValueError(f"ref_emb is not supported for {type(self).__name__}: expected None")
+        if listed and batch.pairs is not None:
+            raise ValueError(f"indices_tuple: expected None for {type(self).__name__}, which makes its own choice")
+
 
 def _one(reducer: reducers.Reducer, name: str, info: dict, batch: Batch) -> Tensor:
     losses, indices = info["losses"], info["indices"]
     if not losses.numel():
         return batch.nothing()
-    if reducer.needs_each:
-        return reducer.of_each({name: info}, batch.x, batch.labels)
     if info["reduction_type"] == "already_reduced":
         return losses
+    if reducer.needs_each:
+        return reducer.of_each({name: info}, batch.x, batch.labels)
     anchors = indices if torch.is_tensor(indices) else indices[0]
     inside = reducer.inside(losses)
     zero = losses.new_zeros(len(batch.x), dtype=torch.float64)

@@ -61,6 +61,7 @@ class PairLoss(Loss):
                 )
         if not hasattr(cls, "formula"):
             raise TypeError(f"{cls.__qualname__}: expected a formula (stats, pair and dpair) in the class body")
+        cls.kernels = cls.formula
         if cls.row is not None:
             cls.row_params = tuple(inspect.signature(cls.row).parameters)[len(cls.formula.stats) :]
         else:

@@ -12,7 +12,7 @@ import sys
 import pytest
 import torch
 from accuracy import assert_accurate
-from cases import PARAMS, value_and_grads
+from cases import LOSSES, PARAMS, value_and_grads
 from oracles import ORACLES
 
 from metric_kernels import backends, distances, fn, losses, row_extremes

@@ -46,8 +46,8 @@ class DynamicSoftMarginLoss(Loss):
         >>> import torch
         >>> from metric_kernels.losses import DynamicSoftMarginLoss
         >>> loss = DynamicSoftMarginLoss()
-        >>> loss(torch.eye(4), torch.tensor([0, 0, 1, 1]))
-        tensor(0.)
+        >>> loss(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]), torch.tensor([0, 0, 1]))
+        tensor(-0.0680)
     """
 
     default_distance = LpDistance

@@ -15,7 +15,7 @@ class FastAPLoss(Loss):
     """FastAP: 1 less the average precision of each anchor, from histograms of its distances.
 
     ``l_i = 1 - (1 / K_i) sum_b h+_b H+_b / H_b`` with soft histograms h+ and h- of the squared distances of the K_i positives
-    and of the negatives of i, ``H+_b`` the sum of h+ and ``H_b`` that of both up to bin b; averaged over anchors with a positive.
+    and of the negatives of i, ``H+_b`` the sum of h+ and ``H_b`` that of both up to bin b; mean over anchors with a positive.
 
     Cakir, He, Xia, Kulis and Sclaroff, "Deep Metric Learning to Rank", CVPR 2019.
 

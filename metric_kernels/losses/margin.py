@@ -68,9 +68,9 @@ class MarginLoss(SampledTripletLoss):
     Example:
         >>> import torch
         >>> from metric_kernels.losses import MarginLoss
-        >>> loss = MarginLoss(learn_beta=True)
+        >>> loss = MarginLoss()
         >>> loss(torch.eye(4), torch.tensor([0, 0, 1, 1]))
-        tensor(0.4142, grad_fn=<AddBackward0>)
+        tensor(0.4142)
     """
 
     default_distance = LpDistance

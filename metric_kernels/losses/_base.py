@@ -129,6 +129,7 @@ class Loss(nn.Module):
         (reducer,) = self._reducers()
         if reducer.needs_each:
             return self._each({"loss": (losses[present], batch.rows()[present], "element")}, [reducer], batch)
+        reducer = of_elements(reducer)
         inside = present & reducer.inside(losses)
         # A NaN must reach the loss even of an anchor that has none.
         losses = torch.where(inside | losses.isnan(), losses, 0.0)
@@ -142,6 +143,11 @@ class Loss(nn.Module):
             raise ValueError(f"indices_tuple: expected None for {type(self).__name__}, which makes its own choice")
 
 
+def of_elements(reducer: reducers.Reducer) -> reducers.Reducer:
+    """The reducer for losses that are not of pairs or triplets: there is nothing to average for each anchor."""
+    return reducer.reducer if isinstance(reducer, reducers.PerAnchorReducer) else reducer
+
+
 def _one(reducer: reducers.Reducer, name: str, info: dict, batch: Batch) -> Tensor:
     losses, indices = info["losses"], info["indices"]
     if not losses.numel():
@@ -150,7 +156,11 @@ def _one(reducer: reducers.Reducer, name: str, info: dict, batch: Batch) -> Tens
         return losses
     if reducer.needs_each:
         return reducer.of_each({name: info}, batch.x, batch.labels)
-    anchors = indices if torch.is_tensor(indices) else indices[0]
+    anchors = indices
+    if torch.is_tensor(indices):
+        reducer = of_elements(reducer)
+    else:
+        anchors = indices[0]
     inside = reducer.inside(losses)
     zero = losses.new_zeros(len(batch.x), dtype=torch.float64)
     totals = zero.index_add(0, anchors, torch.where(inside, losses, 0.0).double())

@@ -67,7 +67,10 @@ class BatchHardTripletLoss(Loss):
         if reducer.needs_each:
             triplets = tuple(t[present] for t in (batch.rows(), positives, negatives))
             return self._each({"loss": (losses[present], triplets, "triplet")}, [reducer], batch)
-        return self._anchors(losses, present, batch)
+        counted = present & reducer.inside(losses)
+        # A NaN has no place in an order, and yet must reach the loss.
+        losses = torch.where(counted | losses.isnan(), losses, 0.0)
+        return reducer.of_pairs(losses.double(), counted.double(), batch.labels)
 
     def _hardest(self, batch):
         """The loss of each anchor, whether it counts, and the columns of its positive and its negative."""

@@ -29,7 +29,7 @@ class DynamicSoftMarginLoss(Loss):
     Args:
         min_val: first node of the histogram; the last is ``-min_val``. Values beyond the nodes count on the nearest.
         num_bins: number of intervals between nodes.
-        momentum: weight of the batch in the running histogram, 1 for the first batch.
+        momentum: weight of each triplet of a batch in the running histogram, which sums to 1; 1 for the first batch.
         **kwargs: ``distance`` (LpDistance; normalised, p=2), ``reducer`` (MeanReducer; the loss is one number, which no
             reducer changes), and the others of :class:`~metric_kernels.losses.Loss`.
 
@@ -99,7 +99,7 @@ class DynamicSoftMarginLoss(Loss):
         """The distribution function at the nodes, after this batch; the old one if the batch has no triplets."""
         old = self.histogram.to(histogram.device)
         momentum = torch.where(old.sum() == 0, 1.0, self.momentum)
-        new = (1.0 - momentum) * old + momentum * histogram / number.clamp(min=1.0)
+        new = (1.0 - momentum) * old + momentum * histogram
         new = torch.where((number > 0) & new.isfinite().all(), new / new.sum().clamp(min=1e-300), old)
         if self.training:
             self.histogram = new

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from metric_kernels import fn
 from metric_kernels.distances import LpDistance
 from metric_kernels.language import Formula, count, stages_of, total
+from metric_kernels.losses._base import of_elements
 from metric_kernels.losses._triplet import SampledTripletLoss
 from metric_kernels.reducers import AvgNonZeroReducer, DivisorReducer, Reducer, SumReducer
 from metric_kernels.rowstats import Call, row_stats
@@ -112,9 +113,9 @@ class MarginLoss(SampledTripletLoss):
             return loss
         penalty = self.nu * beta.double()
         if len(self.beta) == 1:
-            return loss + penalty[0]
+            return loss + torch.where(everything.sum() > 0, penalty[0], 0.0)
         inside = everything * regular.inside(penalty)
-        return loss + regular.of_pairs(penalty * inside, inside, batch.labels)
+        return loss + of_elements(regular).of_pairs(penalty * inside, inside, batch.labels)
 
     def _closed(self, reducer) -> bool:
         """Whether sums over the pairs of each anchor are all that a reducer needs."""
@@ -150,6 +151,8 @@ class MarginLoss(SampledTripletLoss):
 
     def _of_list(self, batch, reducer):
         triplets = self._triplets(batch)
+        if not len(triplets.anchors):
+            return self._each({}, [], batch) or batch.nothing()
         positive, negative = self._values(batch, triplets)
         beta = self._thresholds(batch.labels, len(batch.x)).to(positive.dtype)[triplets.anchors]
         far = torch.relu(self.sign * (positive - beta) + self.margin)

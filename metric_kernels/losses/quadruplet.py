@@ -50,12 +50,12 @@ class QuadrupletLoss(Loss):
         adaptive: margins 1 and 0.5 times the mean of the negative pair values less that of the positive ones, instead.
         detach_margins: whether adaptive margins are constants for differentiation.
         metric: a learned metric, a callable on two tensors (P, D) that returns (P,) values, small for similar pairs. It is
-            called once for each pair i < j, 65536 at a time, and again in the backward pass; ``distance`` is not used then.
+            called once for each pair i < j, 65536 at a time, and again in the backward pass, in place of ``distance``.
         **kwargs: ``distance`` (LpDistance(power=2)), ``reducer`` (MeanReducer, applied to "triplet_loss" and "quadruplet_loss"
             separately and added), and the others of :class:`~metric_kernels.losses.Loss`.
 
     ``indices_tuple`` lists quadruplets (a, p, n1, n2); then the terms are ``[g_ap - g_an1 + margin1]_+`` and
-    ``[g_ap - g_n1n2 + margin2]_+``, and the means of adaptive margins are over the listed pairs. A side without tuples adds
+    ``[g_ap - g_n1n2 + margin2]_+``, and margins are fixed. A side without tuples adds
     0. With a similarity all differences change sign. A reference set raises ValueError.
 
     Raises:
@@ -86,6 +86,8 @@ class QuadrupletLoss(Loss):
         super().__init__(**kwargs)
         if metric is not None and not callable(metric):
             raise TypeError(f"metric: expected a callable, got {type(metric).__name__}")
+        if metric is not None and kwargs.get("distance") is not None:
+            raise ValueError(f"metric: expected None with a distance, got {metric!r}")
         self.margin1 = margin1
         self.margin2 = margin2
         self.adaptive = adaptive
@@ -124,6 +126,8 @@ class QuadrupletLoss(Loss):
         return distance.sign * (negative / others.detach().clamp(min=1.0) - positive / number.detach().clamp(min=1.0))
 
     def _of_list(self, batch):
+        if self.adaptive:
+            raise ValueError("indices_tuple: expected None with adaptive margins, which are of a whole batch")
         if batch.listed != 4:
             raise ValueError(f"indices_tuple: expected quadruplets (a, p, n1, n2), got {batch.listed} parts")
         (a, p, _), (n1, n2, _) = batch.pairs
@@ -136,12 +140,9 @@ class QuadrupletLoss(Loss):
             found = _called(self.metric, batch.x, *pairs[:2])
         sign = self.distance.sign if self.metric is None else 1.0
         positive, negative, other = (sign * found).unflatten(0, (3, len(a))).unbind(0)
-        first, second = self.margin1, self.margin2
-        if self.adaptive and len(a):
-            first, second = self._margins(0.5 * (negative.mean() + other.mean()) - positive.mean())
         found = {
-            "triplet_loss": (torch.relu(positive - negative + first), (a, p, n1), "triplet"),
-            "quadruplet_loss": (torch.relu(positive - other + second), a, "element"),
+            "triplet_loss": (torch.relu(positive - negative + self.margin1), (a, p, n1), "triplet"),
+            "quadruplet_loss": (torch.relu(positive - other + self.margin2), a, "element"),
         }
         return self._each(found, self._reducers(), batch)
 

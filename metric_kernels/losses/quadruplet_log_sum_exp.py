@@ -37,8 +37,8 @@ class QuadrupletLogSumExpLoss(Loss):
 
     Args:
         scale: factor of the similarities.
-        **kwargs: ``distance`` (CosineSimilarity), ``reducer`` (MeanReducer; the loss is one number, which no reducer changes),
-            and the others of :class:`~metric_kernels.losses.Loss`.
+        **kwargs: ``distance`` (CosineSimilarity; symmetric), ``reducer`` (MeanReducer; the loss is one number, which no reducer
+            changes), and the others of :class:`~metric_kernels.losses.Loss`.
 
     Pairs in ``indices_tuple`` count as they are listed, and so does each pair with a reference set. Without a positive or
     without a negative pair the loss is 0.
@@ -58,6 +58,10 @@ class QuadrupletLogSumExpLoss(Loss):
         self.scale = scale
 
     def _evaluate(self, batch):
+        if batch.same and not self.distance.symmetric:
+            raise ValueError(
+                f"distance: expected a symmetric one, such as CosineSimilarity(), got {type(self.distance).__name__}"
+            )
         if batch.pairs is not None:
             exponents = [side * self._values(batch, p) for side, p in zip((self.sign, -self.sign), batch.pairs)]
             halved = 0.0

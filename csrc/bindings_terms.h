@@ -61,6 +61,12 @@ Shape shape_named(const std::string& name) {
   throw py::value_error("shape: expected hinge, squared_hinge or softplus, got " + name);
 }
 
+template <class T> Cost<T> checked_cost(const std::string& shape, double low, double high) {
+  if (!std::isfinite(low)) throw py::value_error("low: expected a finite number, got " + std::to_string(low));
+  if (std::isnan(high)) throw py::value_error("high: expected a number, got " + std::to_string(high));
+  return {shape_named(shape), T(low), T(high)};
+}
+
 template <class T>
 void ranks(const Terms& terms, const ValuesArguments& a, double sign, const py::array& lists, const py::array& which,
            double margin, py::array& totals, py::array& counts, py::array& below) {
@@ -88,28 +94,28 @@ void rank_grads(const Terms& terms, const ValuesArguments& a, double sign, const
 
 template <class T>
 void sums(const Terms& terms, const ValuesArguments& a, double sign, const py::array& lists, const py::array& which,
-          double margin, const std::string& shape, py::array& totals, py::array& counts) {
+          double margin, const std::string& shape, double low, double high, py::array& totals, py::array& counts) {
   const Values<T> tile = checked<T>(a);
   const Lists<T> of = checked_lists<T>(lists, which, tile.m);
   double* sum = vector_out<double>("totals", totals, tile.m);
   int64_t* number = vector_out<int64_t>("counts", counts, tile.m);
-  const Shape kind = shape_named(shape);
+  const Cost<T> cost = checked_cost<T>(shape, low, high);
   py::gil_scoped_release release;
-  terms.ordered<T>().sums(tile, T(sign), of, T(margin), kind, sum, number);
+  terms.ordered<T>().sums(tile, T(sign), of, T(margin), cost, sum, number);
 }
 
 template <class T>
 void sum_grads(const Terms& terms, const ValuesArguments& a, double sign, const py::array& lists, const py::array& which,
-               double margin, const std::string& shape, const py::array& scale, py::array& g, py::array& slopes) {
+               double margin, const std::string& shape, double low, double high, const py::array& scale, py::array& g, py::array& slopes) {
   const Values<T> tile = checked<T>(a);
   const Lists<T> of = checked_lists<T>(lists, which, tile.m);
   const T* factors = vector<T>("scale", scale, tile.m);
   int64_t stride;
   T* out = writable<T>("g", g, tile.m, tile.n, stride);
   double* sum = whole<double>("slopes", slopes, of.number, of.length);
-  const Shape kind = shape_named(shape);
+  const Cost<T> cost = checked_cost<T>(shape, low, high);
   py::gil_scoped_release release;
-  terms.ordered<T>().sum_grads(tile, T(sign), of, T(margin), kind, factors, out, stride, sum);
+  terms.ordered<T>().sum_grads(tile, T(sign), of, T(margin), cost, factors, out, stride, sum);
 }
 
 template <class T>
@@ -172,11 +178,11 @@ template <class Active> void define_terms(py::module_& m, Active terms) {
   m.def("rank_grads", [terms](VALUES, LISTS, double margin, py::array scale, py::array g, py::array below) {
     BY_TYPE(rank_grads)(terms(), VALUES_ARGUMENTS, sign, lists, which, margin, scale, g, below);
   });
-  m.def("sums", [terms](VALUES, LISTS, double margin, std::string shape, py::array totals, py::array counts) {
-    BY_TYPE(sums)(terms(), VALUES_ARGUMENTS, sign, lists, which, margin, shape, totals, counts);
+  m.def("sums", [terms](VALUES, LISTS, double margin, std::string shape, double low, double high, py::array totals, py::array counts) {
+    BY_TYPE(sums)(terms(), VALUES_ARGUMENTS, sign, lists, which, margin, shape, low, high, totals, counts);
   });
-  m.def("sum_grads", [terms](VALUES, LISTS, double margin, std::string shape, py::array scale, py::array g, py::array slopes) {
-    BY_TYPE(sum_grads)(terms(), VALUES_ARGUMENTS, sign, lists, which, margin, shape, scale, g, slopes);
+  m.def("sum_grads", [terms](VALUES, LISTS, double margin, std::string shape, double low, double high, py::array scale, py::array g, py::array slopes) {
+    BY_TYPE(sum_grads)(terms(), VALUES_ARGUMENTS, sign, lists, which, margin, shape, low, high, scale, g, slopes);
   });
   m.def("nearest", [terms](VALUES, LISTS, py::array columns) {
     BY_TYPE(nearest)(terms(), VALUES_ARGUMENTS, sign, lists, which, columns);

@@ -203,8 +203,8 @@ template <class T, class F> inline void with_shape(Shape shape, F f) {
 }
 
 template <class T>
-void sums(const Values<T>& tile, T sign, const Lists<T>& lists, T margin, Shape of, double* totals, int64_t* counts) {
-  with_shape<T>(of, [&](auto shape) {
+void sums(const Values<T>& tile, T sign, const Lists<T>& lists, T margin, Cost<T> of, double* totals, int64_t* counts) {
+  with_shape<T>(of.shape, [&](auto shape) {
 #pragma omp parallel for schedule(static) num_threads(tile.threads) if (tile.m * tile.n >= ONE_THREAD_BELOW)
     for (int64_t i = 0; i < tile.m; ++i) {
       const T* list = lists.values + i * lists.stride;
@@ -221,8 +221,8 @@ void sums(const Values<T>& tile, T sign, const Lists<T>& lists, T margin, Shape 
           int32_t active[WIDTH];
           for (int j = 0; j < chunk.len; ++j) {
             const T value = cost<shape>(t - chunk.u[j]);
-            part[j] = chunk.negative[j] ? value : T(0);
-            active[j] = part[j] > T(0);
+            active[j] = chunk.negative[j] & int32_t(value > of.low) & int32_t(value < of.high);
+            part[j] = active[j] ? value : T(0);
           }
           int32_t number = 0;
           for (int j = 0; j < chunk.len; ++j) number += active[j];
@@ -237,9 +237,11 @@ void sums(const Values<T>& tile, T sign, const Lists<T>& lists, T margin, Shape 
 }
 
 template <class T>
-void sum_grads(const Values<T>& tile, T sign, const Lists<T>& lists, T margin, Shape of, const T* scale, T* g,
+void sum_grads(const Values<T>& tile, T sign, const Lists<T>& lists, T margin, Cost<T> of, const T* scale, T* g,
                int64_t g_stride, double* slopes) {
-  with_shape<T>(of, [&](auto shape) {
+  // Where f does not count, its slope is 0.
+  const bool any = of.low <= T(0) && of.high == std::numeric_limits<T>::infinity();
+  with_shape<T>(of.shape, [&](auto shape) {
 #pragma omp parallel for schedule(static) num_threads(tile.threads) if (tile.m * tile.n >= ONE_THREAD_BELOW)
     for (int64_t i = 0; i < tile.m; ++i) {
       const T* list = lists.values + i * lists.stride;
@@ -255,8 +257,12 @@ void sum_grads(const Values<T>& tile, T sign, const Lists<T>& lists, T margin, S
           for (int j = 0; j < chunk.len; ++j) {
             const T value = slope<shape>(t - chunk.u[j]);
             part[j] = chunk.negative[j] ? value : T(0);
-            by_negative[j] += part[j];
           }
+          for (int j = 0; j < (any ? 0 : chunk.len); ++j) {
+            const T value = cost<shape>(t - chunk.u[j]);
+            part[j] = (value > of.low) & (value < of.high) ? part[j] : T(0);
+          }
+          for (int j = 0; j < chunk.len; ++j) by_negative[j] += part[j];
           slopes[i * lists.length + k] += lane_sum(part, chunk.len);
         }
         T* out = g + i * g_stride + j0;

@@ -22,12 +22,18 @@ template <class T> struct Lists {
 
 enum class Shape { hinge, squared_hinge, softplus };
 
+// f of a pair counts if low < f < high.
+template <class T> struct Cost {
+  Shape shape;
+  T low, high;
+};
+
 template <class T> struct Ordered {
   void (*ranks)(const Values<T>&, T sign, const Lists<T>&, T margin, double* totals, int64_t* counts, int64_t* below);
   void (*rank_grads)(const Values<T>&, T sign, const Lists<T>&, T margin, const T* scale, T* g, int64_t g_stride,
                      int64_t* below);
-  void (*sums)(const Values<T>&, T sign, const Lists<T>&, T margin, Shape, double* totals, int64_t* counts);
-  void (*sum_grads)(const Values<T>&, T sign, const Lists<T>&, T margin, Shape, const T* scale, T* g, int64_t g_stride,
+  void (*sums)(const Values<T>&, T sign, const Lists<T>&, T margin, Cost<T>, double* totals, int64_t* counts);
+  void (*sum_grads)(const Values<T>&, T sign, const Lists<T>&, T margin, Cost<T>, const T* scale, T* g, int64_t g_stride,
                     double* slopes);
   void (*nearest)(const Values<T>&, T sign, const Lists<T>&, int64_t* columns);
 };

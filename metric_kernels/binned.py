@@ -61,3 +61,11 @@ class PairHistogram(Term):
     def backward(self, kernels, tile: ValueTile, g: Tensor, grads: Tensor, saved):
         tables = grads[tile.rows] if self.per_anchor else grads
         kernels.histogram_grads(tile, self.low, self.step, tables.to(g.dtype), g)
+
+
+def soft_histogram(v: Tensor, low: float, step: float, nodes: int) -> Tensor:
+    """The shares (nodes,) float64 of a list of values (P,), differentiable."""
+    place = ((v.double() - low) / step).clamp(0.0, nodes - 1.0)
+    node = place.detach().nan_to_num(0.0).long().clamp(max=nodes - 2)
+    share = place - node
+    return share.new_zeros(nodes).index_add(0, node, 1.0 - share).index_add(0, node + 1, share)

@@ -76,6 +76,7 @@ class Problem(NamedTuple):
     ref_labels: Tensor
     exclude_self: bool
     backend: object
+    known: Tensor | None = None
 
     @property
     def free_norms(self) -> bool:
@@ -215,17 +216,19 @@ def forward(problem: Problem, x: Points, y: Points, kept: Tensor | None) -> tupl
 
     The products are left in ``kept`` (N, M), or taken from there if the matrix is given.
     """
-    formula = problem.op.formula
+    formula, skipped = problem.op.formula, 0
     rows = Statistics.empty(formula, x)
+    if problem.known is not None:
+        rows.values[0], skipped = problem.known, 1
     cols = rows if x is y else None
     sweep = Sweep(problem, x, y, kept, filled=x.given)
     if cols is rows and sweep.single:
-        _fill(sweep, range(len(formula.stages)), rows, rows)
+        _fill(sweep, range(skipped, len(formula.stages)), rows, rows)
         return rows, rows
     for number, group in enumerate(formula.groups):
         if number and cols is None:
             cols = columns(sweep)
-        _fill(sweep, group, rows, cols)
+        _fill(sweep, group if number else group[skipped:], rows, cols)
     return rows, cols
 
 

@@ -58,6 +58,11 @@ class Distance(torch.nn.Module):
             cls.metric = Distance.metric
 
     @property
+    def symmetric(self) -> bool:
+        """Whether the value of (i, j) is that of (j, i)."""
+        return not self.is_a(SNRDistance)
+
+    @property
     def sign(self) -> float:
         """+1 for a distance, -1 for a similarity: ``sign * v`` grows with dissimilarity."""
         return -1.0 if self.is_inverted else 1.0

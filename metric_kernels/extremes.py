@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from metric_kernels import distances
+from metric_kernels.batch import Batch
 from metric_kernels.language import Formula, largest, smallest, stages_of
-from metric_kernels.losses._base import Batch
 from metric_kernels.rowstats import Call, row_stats
 
 
@@ -69,9 +69,15 @@ def row_extremes(
     """
     distance = distances.LpDistance() if distance is None else distances.adopt(distance)
     batch = Batch(embeddings, labels, None, ref_emb, ref_labels)
+    *values, index = extremes_of(batch, distance, backend)
+    return RowExtremes(*(v.to(embeddings.dtype) for v in values), index)
+
+
+def extremes_of(batch: Batch, distance: distances.Distance, backend: str | None) -> RowExtremes:
+    """For the checked arguments of a loss, in the arithmetic type."""
     if not len(batch.x) or not len(batch.y):
-        nothing = batch.nothing().to(embeddings.dtype).expand(len(batch.x))
-        index = torch.full((4, len(batch.x)), -1, device=embeddings.device)
+        nothing = batch.nothing().expand(len(batch.x))
+        index = torch.full((4, len(batch.x)), -1, device=batch.x.device)
         return RowExtremes(nothing - torch.inf, nothing + torch.inf, nothing - torch.inf, nothing + torch.inf, index)
     values, index = row_stats(Call.of(FORMULA, ((),), distance, batch, backend))
-    return RowExtremes(*(v.to(embeddings.dtype) for v in values), index)
+    return RowExtremes(*values, index)

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from metric_kernels import distances
+from metric_kernels.batch import Batch
 from metric_kernels.binned import PairHistogram
-from metric_kernels.losses._base import Batch
 from metric_kernels.ordered import NEGATIVES, SHAPES, BatchAllQuadruplets, BatchAllTriplets, SemiHardTriplets
-from metric_kernels.rowstats import Call
-from metric_kernels.terms import Term, evaluate
+from metric_kernels.terms import evaluate
+from metric_kernels.windows import valid_quadruplets
 
 __all__ = [
     "HingeSum",
@@ -84,9 +84,9 @@ def batch_all_triplet(
     """
     _one_of("shape", shape, SHAPES)
     batch, distance = Batch(embeddings, labels, None, ref_emb, ref_labels), _distance(distance)
-    term = BatchAllTriplets(shape, distance.sign, (float(margin),))
-    loss, active = _evaluate(term, batch, distance, backend)
-    positives, negatives = _numbers(batch)
+    term = BatchAllTriplets(shape, distance.sign, 0.0, torch.inf, (float(margin),))
+    loss, active = evaluate(term, batch, distance, backend)
+    positives, negatives = batch.numbers()
     return HingeSum(loss[0], active[0], positives * negatives)
 
 
@@ -130,8 +130,8 @@ def semi_hard_triplet(
     """
     _one_of("shape", shape, SHAPES)
     batch, distance = Batch(embeddings, labels, None, ref_emb, ref_labels), _distance(distance)
-    loss, active = _evaluate(SemiHardTriplets(shape, distance.sign, float(margin)), batch, distance, backend)
-    positives, negatives = _numbers(batch)
+    loss, active = evaluate(SemiHardTriplets(shape, distance.sign, 0.0, torch.inf, float(margin)), batch, distance, backend)
+    positives, negatives = batch.numbers()
     return HingeSum(loss[0], active[0], torch.where(negatives > 0, positives, 0))
 
 
@@ -172,12 +172,10 @@ def batch_all_quadruplet(
     """
     _one_of("negatives", negatives, NEGATIVES)
     batch, distance = Batch(embeddings, labels, None, None, None), _distance(distance)
-    if distance.metric is None or not distance.metric.symmetric:
-        raise ValueError(
-            f"distance: expected a symmetric function of inner products, such as LpDistance(), got {type(distance).__name__}"
-        )
-    loss, active = _evaluate(BatchAllQuadruplets(distance.sign, float(margin), negatives), batch, distance, backend)
-    return HingeSum(loss[0], active[0], _valid_quadruplets(batch.labels, negatives))
+    if not distance.symmetric:
+        raise ValueError(f"distance: expected a symmetric one, such as LpDistance(), got {type(distance).__name__}")
+    loss, active = evaluate(BatchAllQuadruplets(distance.sign, float(margin), negatives), batch, distance, backend)
+    return HingeSum(loss[0], active[0], valid_quadruplets(batch.labels, negatives))
 
 
 def pair_histogram(
@@ -229,37 +227,13 @@ def pair_histogram(
         raise ValueError(f"low, high: expected finite numbers in order, got {low} and {high}")
     batch = Batch(embeddings, labels, None, ref_emb, ref_labels)
     distance = distances.CosineSimilarity() if distance is None else distances.adopt(distance)
-    values, _ = _evaluate(PairHistogram(low, (high - low) / bins, bins + 1, bool(per_anchor)), batch, distance, backend)
+    values, _ = evaluate(PairHistogram(low, (high - low) / bins, bins + 1, bool(per_anchor)), batch, distance, backend)
     positive, negative = values.unbind(1)
     return PairHistograms(positive, negative) if per_anchor else PairHistograms(positive[0], negative[0])
 
 
-def _evaluate(term: Term, batch: Batch, distance: distances.Distance, backend: str | None) -> tuple[Tensor, Tensor]:
-    if len(batch.x) and len(batch.y):
-        return evaluate(Call.of(term, (), distance, batch, backend))
-    values, counts = term.shapes(len(batch.x), len(batch.y))
-    zero = batch.nothing().double()
-    return zero.expand(values) if values else zero, torch.zeros(counts, dtype=torch.int64, device=batch.x.device)
-
-
 def _distance(distance: object | None) -> distances.Distance:
     return distances.LpDistance() if distance is None else distances.adopt(distance)
-
-
-def _numbers(batch: Batch) -> tuple[Tensor, Tensor]:
-    """The numbers (B,) of positives and of negatives of each anchor."""
-    ordered = batch.ref_labels.sort().values
-    same = torch.searchsorted(ordered, batch.labels, right=True) - torch.searchsorted(ordered, batch.labels)
-    return same - int(batch.exclude_self), len(batch.y) - same
-
-
-def _valid_quadruplets(labels: Tensor, negatives: str) -> Tensor:
-    size, n = labels.unique(return_counts=True)[1], len(labels)
-    positive, touching = size * (size - 1) // 2, size * (n - size)
-    every = positive.sum() * touching.sum() // 2
-    if negatives == "disjoint":
-        return every - (2 * positive * (n - size)).sum()
-    return every if negatives == "all" else every - (positive * touching).sum()
 
 
 def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:

@@ -13,12 +13,12 @@ or shared, ``lists[which[i]]`` (K,), sorted, with -inf for places that are empty
     each value of the list, the number of the row's negatives with u - margin below it. A NaN in a row makes its total NaN.
 ``rank_grads(tile, sign, lists, which, margin, scale, g, below)``
     adds -sign * scale_i * c to g_ij at the row's negatives, and to below as above.
-``sums(tile, sign, lists, margin, shape, totals, counts)``
-    with a list for each row: adds f summed over all pairs of a value of the list and a negative, and the number of those
-    above 0.
-``sum_grads(tile, sign, lists, margin, shape, scale, g, slopes)``
-    adds the slopes at the negatives, times -sign * scale_i, to g, and to slopes (m, K) float64 their sums for each value of
-    the list.
+``sums(tile, sign, lists, margin, shape, low, high, totals, counts)``
+    with a list for each row: adds f summed over the pairs of a value of the list and a negative with low < f < high, and
+    their number.
+``sum_grads(tile, sign, lists, margin, shape, low, high, scale, g, slopes)``
+    adds the slopes of these at the negatives, times -sign * scale_i, to g, and to slopes (m, K) float64 their sums for each
+    value of the list.
 ``nearest(tile, sign, lists) -> (m, K)``
     the column of the nearest negative beyond each value of the row's list, of the farthest negative if there is none, -1 if
     there are no negatives. The first one of equals.
@@ -33,7 +33,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from metric_kernels.batch import Batch
+from metric_kernels.rowstats import Call, pair_matrix
 from metric_kernels.terms import Term, Tiles, ValueTile
+from metric_kernels.triplets import Triplets
 
 SHAPES = ("hinge", "squared_hinge", "softplus")
 NEGATIVES = ("disjoint", "all", "other_class")
@@ -75,13 +78,20 @@ def positive_columns(tile: ValueTile) -> Tensor:
 
 @dataclass(frozen=True)
 class BatchAllTriplets(Term):
-    """For each margin and anchor, f summed over its (positive, negative) pairs, and the number of those above 0."""
+    """For each margin and anchor, f summed over its (positive, negative) pairs with ``low < f < high``, and their number."""
 
     shape: str
     sign: float
+    low: float
+    high: float
     margins: tuple[float, ...]
 
     family = "ordered"
+
+    @property
+    def by_rank(self) -> bool:
+        """Whether it is enough to know how many positives are above a negative, and their sum."""
+        return self.shape == "hinge" and self.low == 0.0 and self.high == torch.inf
 
     def shapes(self, n, m):
         return (len(self.margins), n), (len(self.margins), n)
@@ -90,31 +100,35 @@ class BatchAllTriplets(Term):
         for tile in tiles:
             lists = Positives.of(tile, self.sign).lists
             for margin, total, count in zip(self.margins, values[:, tile.rows], counts[:, tile.rows]):
-                if self.shape == "hinge":
+                if self.by_rank:
                     kernels.ranks(tile, self.sign, lists, own_lists(tile), margin, total, count, none_below(lists))
                 else:
-                    kernels.sums(tile, self.sign, lists, margin, self.shape, total, count)
+                    kernels.sums(tile, self.sign, lists, margin, self.shape, self.low, self.high, total, count)
         return ()
 
     def backward(self, kernels, tile: ValueTile, g: Tensor, grads: Tensor, saved):
         positives = Positives.of(tile, self.sign)
         lists, which = positives.lists, own_lists(tile)
         for margin, scale in zip(self.margins, grads[:, tile.rows].to(g.dtype)):
-            if self.shape == "hinge":
+            if self.by_rank:
                 slopes = none_below(lists)
                 kernels.rank_grads(tile, self.sign, lists, which, margin, scale, g, slopes)
             else:
                 slopes = torch.zeros_like(lists, dtype=torch.float64)
-                kernels.sum_grads(tile, self.sign, lists, margin, self.shape, scale, g, slopes)
+                kernels.sum_grads(tile, self.sign, lists, margin, self.shape, self.low, self.high, scale, g, slopes)
             positives.add(g, self.sign * scale[:, None] * slopes)
 
 
 @dataclass(frozen=True)
 class SemiHardTriplets(Term):
-    """For each anchor, f summed over its positives against the nearest negative beyond each, or else the farthest one."""
+    """For each anchor, f summed over its positives against the nearest negative beyond each, or else the farthest one, where
+    ``low < f < high``, and the number of these.
+    """
 
     shape: str
     sign: float
+    low: float
+    high: float
     margin: float
 
     family = "ordered"
@@ -125,19 +139,34 @@ class SemiHardTriplets(Term):
     def forward(self, kernels, tiles: Tiles, values: Tensor, counts: Tensor):
         for tile in tiles:
             _, negatives, gap = self._triplets(kernels, tile)
-            present = negatives >= 0
-            cost = torch.where(present, SLOPES[self.shape][0](gap), 0.0)
+            cost = SLOPES[self.shape][0](gap)
+            counted = self._counted(negatives, cost)
             # A NaN anywhere in the row must reach the loss, and has no place in an order.
-            values[0, tile.rows] = cost.sum(1, dtype=torch.float64) + (tile.v.sum(1) * 0.0)
-            counts[0, tile.rows] = (cost > 0).sum(1)
+            values[0, tile.rows] = torch.where(counted, cost, 0.0).sum(1, dtype=torch.float64) + (tile.v.sum(1) * 0.0)
+            counts[0, tile.rows] = counted.sum(1)
         return ()
 
     def backward(self, kernels, tile: ValueTile, g: Tensor, grads: Tensor, saved):
         positives, negatives, gap = self._triplets(kernels, tile)
         scale = self.sign * grads[0, tile.rows, None].to(g.dtype)
-        slope = torch.where(negatives >= 0, SLOPES[self.shape][1](gap), 0.0) * scale
+        cost, slope = (f(gap) for f in SLOPES[self.shape])
+        slope = torch.where(self._counted(negatives, cost), slope, 0.0) * scale
         positives.add(g, slope)
         g.scatter_add_(1, negatives.clamp(min=0), -slope)
+
+    def listed(self, batch: Batch, distance: object, backend: str | None) -> Triplets:
+        """The triplets themselves, from the matrix of pair values."""
+        call = Call.of(self, (self.flat,), distance, batch, backend)
+        with torch.no_grad():
+            v = pair_matrix(distance, batch.x, batch.y)
+            diagonal = 0 if batch.exclude_self else -1
+            tile = ValueTile(v, batch.labels, batch.ref_labels, slice(0, len(v)), diagonal)
+            positives, negatives, _ = self._triplets(call.chosen().ordered, tile)
+        anchors, place = (negatives >= 0).nonzero(as_tuple=True)
+        return Triplets(anchors, positives.columns[anchors, place], negatives[anchors, place])
+
+    def _counted(self, negatives: Tensor, cost: Tensor) -> Tensor:
+        return (negatives >= 0) & (cost > self.low) & (cost < self.high)
 
     def _triplets(self, kernels, tile: ValueTile) -> tuple[Positives, Tensor, Tensor]:
         """The positives of each row, the column of the negative of each, -1 for none, and u_ap - u_an + margin."""
@@ -163,13 +192,14 @@ class BatchAllQuadruplets(Term):
     negatives: str
 
     family = "ordered"
+    saves = True
 
     def shapes(self, n, m):
         return (1,), (1,)
 
     @property
     def triplets(self) -> BatchAllTriplets:
-        return BatchAllTriplets("hinge", self.sign, (self.margin,))
+        return BatchAllTriplets("hinge", self.sign, 0.0, torch.inf, (self.margin,))
 
     def forward(self, kernels, tiles: Tiles, values: Tensor, counts: Tensor):
         pairs = PositivePairs.of(tiles, self.sign)

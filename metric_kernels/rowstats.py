@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from metric_kernels import backends, core
-from metric_kernels.language import Op, formula
+from metric_kernels.language import Formula, Op, formula
 from metric_kernels.metrics import METRICS, Dot
 from metric_kernels.once import once
 from metric_kernels.tile import Epilogue
@@ -25,7 +25,8 @@ class Call(NamedTuple):
     """A request for the statistics of every row of x (N, D) against y (M, D), or against x if y is None.
 
     ``exclude_self`` removes the pairs (i, i). With ``given``, x is the matrix (N, M) of pair values itself,
-    of a batch with itself if ``same``.
+    of a batch with itself if ``same``. ``known`` (N,) are the statistics of a first stage that is not evaluated then; they
+    have no gradient.
     """
 
     op: Op
@@ -33,6 +34,7 @@ class Call(NamedTuple):
     y: Tensor | None
     labels: Tensor
     ref_labels: Tensor
+    known: Tensor | None
     normalize: bool
     exclude_self: bool
     given: bool
@@ -40,14 +42,23 @@ class Call(NamedTuple):
     backend: str | None
 
     @classmethod
-    def of(cls, formula: object, params: tuple, distance: object, batch: object, backend: str | None) -> Call:
+    def of(
+        cls,
+        formula: object,
+        params: tuple,
+        distance: object,
+        batch: object,
+        backend: str | None,
+        known: Tensor | None = None,
+    ) -> Call:
         """Of a formula or term, for the checked arguments of a loss; the matrix is built where a distance is no metric."""
         x, y = batch.x, None if batch.same else batch.y
         metric, normalize, given = distance.metric, distance.normalize_embeddings, distance.metric is None
         if given:
             x, y, metric, normalize = pair_matrix(distance, x, batch.y), None, Dot, False
         op = Op(formula, metric, params)
-        return cls(op, x, y, batch.targets, batch.ref_labels, normalize, batch.exclude_self, given, batch.same, backend)
+        options = normalize, batch.exclude_self, given, batch.same, backend
+        return cls(op, x, y, batch.targets, batch.ref_labels, known, *options)
 
     def emptied(self) -> Call:
         """The call without its embeddings, which autograd keeps as long as they are needed."""
@@ -65,7 +76,7 @@ class Call(NamedTuple):
 def row_stats(call: Call) -> tuple[tuple[Tensor, ...], Tensor]:
     """Statistics (N,) each, and the columns of extremes (K, N). Differentiable once in x and y."""
     if torch.compiler.is_compiling():
-        values, index, _ = torch.ops.metric_kernels.row_stats(*_spelled(call))
+        values, index, _ = torch.ops.metric_kernels.row_stats(*spelled(call))
         return values.unbind(0), index
     *values, index = _RowStats.apply(call.x, call.y, call)
     return tuple(values), index
@@ -95,7 +106,9 @@ class Run:
 
     def __init__(self, call: Call):
         op, x, y, dtype = call.op, call.x, call.y, call.arithmetic
-        self.problem = core.Problem(op, call.normalize, call.labels, call.ref_labels, call.exclude_self, call.chosen())
+        self.problem = core.Problem(
+            op, call.normalize, call.labels, call.ref_labels, call.exclude_self, call.chosen(), call.known
+        )
         self.dtypes = x.dtype, x.dtype if y is None else y.dtype
         self.kept = None
         if call.given:
@@ -184,27 +197,30 @@ def _taken(ctx, x: Tensor, y: Tensor | None) -> tuple[Run, object]:
     return (Run(ctx.call._replace(x=x, y=y)), None) if held is None else held
 
 
-_ARGUMENTS = (
-    "Tensor x, Tensor? y, Tensor labels, Tensor ref_labels, str key, str metric, float[] params, bool normalize, "
-    "bool exclude_self, bool given, bool same, str backend"
+# A call as the arguments of an operator.
+ARGUMENTS = (
+    "Tensor x, Tensor? y, Tensor labels, Tensor ref_labels, Tensor? known, str key, str metric, float[] params, "
+    "bool normalize, bool exclude_self, bool given, bool same, str backend"
 )
-_library = torch.library.Library("metric_kernels", "DEF")
-_library.define(f"row_stats({_ARGUMENTS}) -> (Tensor, Tensor, Tensor)")
-_library.define(
-    f"row_stats_backward(Tensor grads, Tensor values, Tensor index, Tensor scale, {_ARGUMENTS}, bool want_x, bool want_y) "
+TENSORS = 5
+library = torch.library.Library("metric_kernels", "DEF")
+library.define(f"row_stats({ARGUMENTS}) -> (Tensor, Tensor, Tensor)")
+library.define(
+    f"row_stats_backward(Tensor grads, Tensor values, Tensor index, Tensor scale, {ARGUMENTS}, bool want_x, bool want_y) "
     "-> (Tensor, Tensor)"
 )
 
 
-def _spelled(call: Call) -> tuple:
+def spelled(call: Call) -> tuple:
     """A call as the arguments of an operator."""
-    op, x, y, labels, ref_labels, *options, backend = call
+    op, *tensors, normalize, exclude_self, given, same, backend = call
     flat = [p for stage in op.params for p in stage]
-    return x, y, labels, ref_labels, op.formula.key, op.metric.__name__, flat, *options, backend or ""
+    options = normalize, exclude_self, given, same, backend or ""
+    return *tensors, op.formula.key, op.metric.__name__, flat, *options
 
 
-def _called(x, y, labels, ref_labels, key, metric, params, *options) -> Call:
-    """The call that the arguments of an operator spell."""
+def called(make: Callable[[str, list[float]], tuple], x, y, labels, ref_labels, known, key, metric, params, *options) -> Call:
+    """The call that the arguments of an operator spell; ``make`` gives the formula or term and the parameters of an op."""
     *options, backend = options
     given = options[-2]
     points = {"labels": (labels, len(x)), "ref_labels": (ref_labels, x.shape[1] if given else len(x if y is None else y))}
@@ -212,58 +228,71 @@ def _called(x, y, labels, ref_labels, key, metric, params, *options) -> Call:
         if array.dtype != torch.int64 or array.shape != (number,) or not array.is_contiguous():
             expected = f"a contiguous int64 tensor of shape ({number},)"
             raise ValueError(f"{name}: expected {expected}, got {array.dtype} of shape {tuple(array.shape)}")
-    known, flat = formula(key), iter(params)
-    op = Op(known, _METRICS[metric], tuple(tuple(next(flat) for _ in s.params) for s in known.stages))
-    return Call(op, x, y, labels, ref_labels, *options, backend or None)
+    formula, params = make(key, params)
+    return Call(Op(formula, _METRICS[metric], params), x, y, labels, ref_labels, known, *options, backend or None)
 
 
-@torch.library.impl(_library, "row_stats", "CompositeExplicitAutograd")
+def _formula(key: str, params: list[float]) -> tuple[Formula, tuple[tuple[float, ...], ...]]:
+    found, flat = formula(key), iter(params)
+    return found, tuple(tuple(next(flat) for _ in s.params) for s in found.stages)
+
+
+@torch.library.impl(library, "row_stats", "CompositeExplicitAutograd")
 def _row_stats(x, *options):
     with core.no_autocast(x.device.type):
-        return tuple(Run(_called(x, *options)).forward(keep=False)[0])
+        return tuple(Run(called(_formula, x, *options)).forward(keep=False)[0])
 
 
-@torch.library.impl(_library, "row_stats_backward", "CompositeExplicitAutograd")
+@torch.library.impl(library, "row_stats_backward", "CompositeExplicitAutograd")
 def _row_stats_backward(grads, values, index, scale, x, *options):
     *options, want_x, want_y = options
     with core.no_autocast(x.device.type):
         rows = core.Statistics(values, index, scale)
-        gx, gy = Run(_called(x, *options)).backward(
+        gx, gy = Run(called(_formula, x, *options)).backward(
             rows, None, grads.clone(memory_format=torch.contiguous_format), (want_x, want_y)
         )
     return x.new_empty(0) if gx is None else gx, x.new_empty(0) if gy is None else gy
 
 
-@torch.library.register_fake("metric_kernels::row_stats", lib=_library)
-def _(x, y, labels, ref_labels, key, *options):
-    known = formula(key)
+@torch.library.register_fake("metric_kernels::row_stats", lib=library)
+def _(x, y, labels, ref_labels, known, key, *options):
+    of = formula(key)
     dtype = core.arithmetic(x.dtype if y is None else torch.promote_types(x.dtype, y.dtype))
-    number, n = len(known.stats), x.shape[0]
+    number, n = len(of.stats), x.shape[0]
     return (
         x.new_empty(number, n, dtype=dtype),
-        x.new_empty(number if known.extremes else 0, n, dtype=torch.int64),
-        x.new_empty(number if known.logarithms else 0, n, dtype=dtype),
+        x.new_empty(number if of.extremes else 0, n, dtype=torch.int64),
+        x.new_empty(number if of.logarithms else 0, n, dtype=dtype),
     )
 
 
-@torch.library.register_fake("metric_kernels::row_stats_backward", lib=_library)
+@torch.library.register_fake("metric_kernels::row_stats_backward", lib=library)
 def _(grads, values, index, scale, x, y, *options):
-    *_, want_x, want_y = options
+    return fake_grads(x, y, *options[-2:])
+
+
+def fake_grads(x: Tensor, y: Tensor | None, want_x: bool, want_y: bool) -> tuple[Tensor, Tensor]:
+    """What a backward operator returns, empty where nothing is wanted."""
     gx = torch.empty_like(x, memory_format=torch.contiguous_format) if want_x else x.new_empty(0)
     has_y = want_y and y is not None
     return gx, torch.empty_like(y, memory_format=torch.contiguous_format) if has_y else x.new_empty(0)
 
 
-def _setup_context(ctx, inputs, output):
-    x, y, labels, ref_labels, *ctx.options = inputs
-    ctx.save_for_backward(x, y, labels, ref_labels, *output)
+def setup_context(ctx, inputs, output):
+    ctx.options = inputs[TENSORS:]
+    ctx.save_for_backward(*inputs[:TENSORS], *output)
+
+
+def input_grads(gx: Tensor, gy: Tensor, ctx) -> tuple:
+    """What autograd wants of a backward operator."""
+    wanted = ctx.needs_input_grad
+    return gx if wanted[0] else None, gy if wanted[1] else None, *([None] * (len(wanted) - 2))
 
 
 def _derivative(ctx, grads, *_):
-    x, y, labels, ref_labels, *rows = ctx.saved_tensors
-    wanted = ctx.needs_input_grad[:2]
-    gx, gy = torch.ops.metric_kernels.row_stats_backward(grads, *rows, x, y, labels, ref_labels, *ctx.options, *wanted)
-    return gx if wanted[0] else None, gy if wanted[1] else None, *([None] * (2 + len(ctx.options)))
+    tensors, rows, wanted = ctx.saved_tensors[:TENSORS], ctx.saved_tensors[TENSORS:], ctx.needs_input_grad[:2]
+    gx, gy = torch.ops.metric_kernels.row_stats_backward(grads, *rows, *tensors, *ctx.options, *wanted)
+    return input_grads(gx, gy, ctx)
 
 
-torch.library.register_autograd("metric_kernels::row_stats", _derivative, setup_context=_setup_context, lib=_library)
+torch.library.register_autograd("metric_kernels::row_stats", _derivative, setup_context=setup_context, lib=library)

@@ -16,8 +16,20 @@ import torch
 from torch import Tensor
 
 from metric_kernels import core
+from metric_kernels.batch import Batch
 from metric_kernels.once import once
-from metric_kernels.rowstats import Call, Run
+from metric_kernels.rowstats import (
+    ARGUMENTS,
+    TENSORS,
+    Call,
+    Run,
+    called,
+    fake_grads,
+    input_grads,
+    library,
+    setup_context,
+    spelled,
+)
 from metric_kernels.tile import Tile
 
 
@@ -32,15 +44,31 @@ class ValueTile(NamedTuple):
 
 
 class Term:
-    """A term is a frozen dataclass of the numbers that define it.
+    """A term is a frozen dataclass of strings and numbers that define it; only the last field may be a tuple of numbers.
 
     ``family`` is what a backend must have: an attribute of that name, with the kernels that the term calls. ``symmetric``
-    tells whether dL/dv_ij = dL/dv_ji for a batch with itself and a symmetric metric.
+    tells whether dL/dv_ij = dL/dv_ji for a batch with itself and a symmetric metric, and ``saves`` whether the backward pass
+    needs what the forward pass returns.
     """
 
     family: str
     symmetric = False
     magnifies = False
+    saves = False
+    __match_args__: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """Its name and strings, which with ``flat`` say all that there is to know."""
+        return ":".join([type(self).__name__, *[v for v in self._fields() if isinstance(v, str)]])
+
+    @property
+    def flat(self) -> list[float]:
+        numbers = [v if isinstance(v, tuple) else (v,) for v in self._fields() if not isinstance(v, str)]
+        return [float(v) for group in numbers for v in group]
+
+    def _fields(self) -> list:
+        return [getattr(self, name) for name in self.__match_args__]
 
     def shapes(self, n: int, m: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Shapes of the values (float64, differentiable) and of the counts (int64) for n anchors and m others."""
@@ -53,6 +81,25 @@ class Term:
     def backward(self, kernels: ModuleType, tile: ValueTile, g: Tensor, grads: Tensor, saved: tuple[Tensor, ...]) -> None:
         """Adds dL/dv_ij to g for the anchors of a tile, ``grads`` being the gradient with respect to all values."""
         raise NotImplementedError
+
+
+def term(key: str, flat: list[float]) -> Term:
+    """The term with that key and these numbers."""
+    name, *words = key.split(":")
+    cls = next(c for c in Term.__subclasses__() if c.__name__ == name)
+    strings, numbers, values = iter(words), list(flat), []
+    for field in cls.__match_args__:
+        kind = cls.__annotations__[field]
+        if kind == "str":
+            values.append(next(strings))
+        elif kind.startswith("tuple"):
+            values.append(tuple(numbers))
+        else:
+            values.append(_NUMBERS[kind](numbers.pop(0)))
+    return cls(*values)
+
+
+_NUMBERS = {"float": float, "int": int, "bool": bool}
 
 
 class Tiles:
@@ -72,8 +119,15 @@ def value_tile(problem: core.Problem, rows: slice, tile: Tile) -> ValueTile:
     return ValueTile(v, tile.labels, tile.ref_labels, rows, tile.diagonal)
 
 
-def evaluate(call: Call) -> tuple[Tensor, Tensor]:
-    """Values (float64, differentiable once in x and y) and counts (int64) of the term of a call."""
+def evaluate(term: Term, batch: Batch, distance: object, backend: str | None) -> tuple[Tensor, Tensor]:
+    """Values (float64, differentiable once in the embeddings) and counts (int64) of a term, 0 for an empty batch."""
+    if not len(batch.x) or not len(batch.y):
+        values, counts = term.shapes(len(batch.x), len(batch.y))
+        zero = batch.nothing().double()
+        return zero.expand(values) if values else zero, torch.zeros(counts, dtype=torch.int64, device=batch.x.device)
+    call = Call.of(term, (term.flat,), distance, batch, backend)
+    if torch.compiler.is_compiling():
+        return torch.ops.metric_kernels.term(*spelled(call))
     return _Evaluate.apply(call.x, call.y, call)
 
 
@@ -103,16 +157,24 @@ class _TermRun(Run):
         super().__init__(call)
         self.term, self.metric = call.op.formula, call.op.metric
         self.kernels = getattr(self.problem.backend, self.term.family)
+        self.filled = self.x.given
 
     def forward(self, keep: bool) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         n, m, z = len(self.x.z), len(self.y.z), self.x.z
-        if keep and self.kept is None and core.fits(n, m, z.dtype):
-            self.kept = z.new_empty(n, m)
+        if keep:
+            self._keep()
         shape, counted = self.term.shapes(n, m)
         values, counts = z.new_zeros(shape, dtype=torch.float64), torch.zeros(counted, dtype=torch.int64, device=z.device)
-        sweep = core.Sweep(self.problem, self.x, self.y, self.kept, filled=self.x.given)
+        sweep = core.Sweep(self.problem, self.x, self.y, self.kept, filled=self.filled)
         saved = self.term.forward(self.kernels, Tiles(sweep), values, counts)
+        self.filled = sweep.filled
         return values, counts, saved
+
+    def _keep(self) -> None:
+        """Room for the whole matrix, if it fits."""
+        n, m, z = len(self.x.z), len(self.y.z), self.x.z
+        if self.kept is None and core.fits(n, m, z.dtype):
+            self.kept = z.new_empty(n, m)
 
     def backward(
         self, grads: Tensor, saved: tuple[Tensor, ...], wanted: tuple[bool, bool]
@@ -120,8 +182,9 @@ class _TermRun(Run):
         x, y, term, metric = self.x, self.y, self.term, self.metric
         if x.given:
             return self._given(grads, saved), None
+        self._keep()  # so that a second pass takes the same way
         kept = self.kept
-        sweep = core.Sweep(self.problem, x, y, kept, filled=kept is not None)
+        sweep = core.Sweep(self.problem, x, y, kept, filled=self.filled)
         same, free = x is y, self.problem.free_norms
         mirrored = same and term.symmetric and metric.symmetric
         gx = torch.zeros_like(x.z)
@@ -175,3 +238,48 @@ def sides(tile: ValueTile) -> tuple[Tensor, Tensor]:
         return same, ~same
     row, column = (torch.arange(size, device=same.device) for size in same.shape)
     return same & (row[:, None] + tile.diagonal != column), ~same
+
+
+# Under torch.compile the kernels are operators, which may not overwrite what they are given: products are computed again.
+library.define(f"term({ARGUMENTS}) -> (Tensor, Tensor)")
+library.define(f"term_backward(Tensor grads, {ARGUMENTS}, bool want_x, bool want_y) -> (Tensor, Tensor)")
+
+
+def _made(key: str, flat: list[float]) -> tuple[Term, tuple[list[float]]]:
+    return term(key, flat), (flat,)
+
+
+@torch.library.impl(library, "term", "CompositeExplicitAutograd")
+def _term(x, *options):
+    with core.no_autocast(x.device.type):
+        return _TermRun(called(_made, x, *options)).forward(keep=False)[:2]
+
+
+@torch.library.impl(library, "term_backward", "CompositeExplicitAutograd")
+def _term_backward(grads, x, *options):
+    *options, want_x, want_y = options
+    with core.no_autocast(x.device.type):
+        run = _TermRun(called(_made, x, *options))
+        gx, gy = run.backward(grads.contiguous(), run.forward(keep=True)[2] if run.term.saves else (), (want_x, want_y))
+    return x.new_empty(0) if gx is None else gx, x.new_empty(0) if gy is None else gy
+
+
+@torch.library.register_fake("metric_kernels::term", lib=library)
+def _(x, y, labels, ref_labels, known, key, metric, flat, *options):
+    n = len(x)
+    shape, counted = term(key, flat).shapes(n, len(ref_labels))
+    return x.new_empty(shape, dtype=torch.float64), x.new_empty(counted, dtype=torch.int64)
+
+
+@torch.library.register_fake("metric_kernels::term_backward", lib=library)
+def _(grads, x, y, *options):
+    return fake_grads(x, y, *options[-2:])
+
+
+def _derivative(ctx, grads, _):
+    wanted = ctx.needs_input_grad[:2]
+    gx, gy = torch.ops.metric_kernels.term_backward(grads, *ctx.saved_tensors[:TENSORS], *ctx.options, *wanted)
+    return input_grads(gx, gy, ctx)
+
+
+torch.library.register_autograd("metric_kernels::term", _derivative, setup_context=setup_context, lib=library)

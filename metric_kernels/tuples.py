@@ -140,16 +140,17 @@ def statistics(
     sides = {"pos": positives, "neg": negatives}
     both = Pairs(*(torch.cat(indices) for indices in zip(positives[:2], negatives[:2])))
     with no_autocast(x.device.type):
-        values = dict(zip(sides, _values(distance, x, y, both).split([len(pairs.anchors) for pairs in sides.values()])))
+        found = values(distance, x, y, both).split([len(pairs.anchors) for pairs in sides.values()])
+        by_side = dict(zip(sides, found))
         rows: list[Tensor] = []
         cols: list[Tensor] = rows if same else []
         totals: list[tuple[str, Tensor]] = []
         for number, (stage, numbers) in enumerate(zip(formula.stages, params)):
             size = None if summed and number == len(params) - 1 else len(x)
-            found, totals = _stage(stage, numbers, sides, values, rows, cols, size)
+            found, totals = _stage(stage, numbers, sides, by_side, rows, cols, size)
             if not same and formula.two_sided and number == 0:
                 mirrored = {side: pairs.mirrored() for side, pairs in sides.items()}
-                cols, _ = _stage(stage, numbers, mirrored, values, rows, cols, len(y))
+                cols, _ = _stage(stage, numbers, mirrored, by_side, rows, cols, len(y))
             rows += found
         return tuple(rows), [(side, *sides[side].counted(t)) for side, t in totals if each]
 
@@ -206,8 +207,8 @@ def _add(t: Tensor, index: Tensor, source: Tensor) -> Tensor:
     return t.index_put_((index,), source, accumulate=True) if t.is_cuda else t.index_add_(0, index, source)
 
 
-def _values(distance: Distance, x: Tensor, y: Tensor, pairs: Pairs) -> Tensor:
-    """The pair values (P,)."""
+def values(distance: Distance, x: Tensor, y: Tensor, pairs: Pairs) -> Tensor:
+    """The pair values (P,), in the arithmetic type."""
     metric, same, dtype = distance.metric, y is x, arithmetic(torch.promote_types(x.dtype, y.dtype))
     whole = _as_matrix(len(x), len(y), x.shape[1], len(pairs.anchors), dtype.itemsize)
     if metric is None:

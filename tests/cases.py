@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from metric_kernels import backends
-from metric_kernels.losses import REGISTRY
+from metric_kernels.losses import REGISTRY, PairLoss
 
-LOSSES = sorted(REGISTRY)
+LOSSES = sorted(name for name, cls in REGISTRY.items() if issubclass(cls, PairLoss))
 WITH_REF = [name for name in LOSSES if name != "NPairsLoss"]
 # LiftedStructureLoss of pytorch-metric-learning mixes up row and column indices with a reference set.
 PEER_WITH_REF = [name for name in WITH_REF if name != "LiftedStructureLoss"]

@@ -191,7 +191,8 @@ def op_arguments(name, x, y, labels, ref_labels, metric=Dot, given=False, backen
         formula, params = loss.formula, loss._params()
     op = Op(formula, metric, params)
     flat = [p for stage in op.params for p in stage]
-    return x, y, labels, ref_labels, formula.key, metric.__name__, flat, metric is Dot, y is None, given, False, backend
+    options = metric is Dot, y is None, given, False, backend
+    return x, y, labels, ref_labels, None, formula.key, metric.__name__, flat, *options
 
 
 SAMPLES = {

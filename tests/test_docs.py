@@ -76,7 +76,9 @@ def test_the_base_of_losses_documents_its_arguments():
     assert documented(losses.PairLoss.forward) == list(inspect.signature(losses.PairLoss.forward).parameters)[1:]
 
 
-@pytest.mark.parametrize("function", [metric_kernels.pairwise_distance, metric_kernels.row_extremes])
+@pytest.mark.parametrize(
+    "function", [metric_kernels.pairwise_distance, metric_kernels.row_extremes, functional.triplet_margin]
+)
 def test_a_function_documents_its_arguments(function):
     assert documented(function) == list(inspect.signature(function).parameters)
 
@@ -90,7 +92,7 @@ def test_what_is_documented_exists(value):
 @pytest.mark.parametrize("cls", losses.REGISTRY.values(), ids=losses.REGISTRY)
 def test_the_defaults_of_a_loss_are_documented(cls):
     text = cls.__doc__
-    assert f"``distance`` ({cls.default_distance.__name__}" in text
+    assert f"``distance`` ({type(cls.default_distance()).__name__}" in text
     assert f"``reducer`` ({cls.default_reducer.__name__}" in text
 
 

@@ -18,10 +18,30 @@ NAMES = {
     "NTXentLoss": "ntxent_loss",
     "SupConLoss": "supcon_loss",
 }
+TERMS = {
+    "BatchHardTripletLoss": "batch_hard_triplet_loss",
+    "FastAPLoss": "fast_ap_loss",
+    "HistogramLoss": "histogram_loss",
+    "MarginLoss": "margin_loss",
+    "QuadrupletLogSumExpLoss": "quadruplet_log_sum_exp_loss",
+    "QuadrupletLoss": "quadruplet_loss",
+    "QuadrupletMarginLoss": "quadruplet_margin_loss",
+    "SemiHardTripletLoss": "semi_hard_triplet_loss",
+    "TripletMarginLoss": "triplet_margin_loss",
+}
 
 
 def test_every_loss_has_a_function():
-    assert sorted(functional.__all__) == sorted(NAMES[name] for name in LOSSES)
+    known = {**NAMES, **TERMS}
+    assert known.keys() == losses.REGISTRY.keys() - {"DynamicSoftMarginLoss"}
+    assert sorted(functional.__all__) == sorted([*known.values(), "triplet_margin"])
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_losses_on_triplets_and_more(name):
+    x, labels = embeddings(12), unbalanced_labels(12)
+    value = getattr(functional, TERMS[name])(x, labels, backend="reference")
+    assert torch.equal(value, getattr(losses, name)(backend="reference")(x, labels))
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -40,7 +40,7 @@ PRODUCTS = {
 }
 SUMS = {"totals": lambda: np.zeros(ROWS), "counts": lambda: integers(ROWS)}
 G = {"g": lambda: floats(ROWS, COLUMNS)}
-SHAPE = {"margin": lambda: 0.1, "shape": lambda: "softplus"}
+SHAPE = {"margin": lambda: 0.1, "shape": lambda: "softplus", "low": lambda: 0.0, "high": lambda: np.inf}
 BELOW = {"below": lambda: integers(ROWS, LENGTH)}
 SCALE = {"scale": lambda: floats(ROWS)}
 GRID = {"low": lambda: -1.0, "step": lambda: 0.5}
@@ -121,6 +121,7 @@ NUMBERS = {
     "bits": [0, 53],
     "step": [0.0, -1.0, np.nan, np.inf],
     "low": [np.nan, -np.inf],
+    "high": [np.nan],
     "shape": ["cubic"],
 }
 

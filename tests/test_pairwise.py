@@ -150,9 +150,9 @@ def test_autocast_leaves_the_arithmetic_alone(metric):
     "arguments, error, message",
     [
         (
-            (torch.ones(3, 2), None, "manhattan"),
+            (torch.ones(3, 2), None, "hamming"),
             ValueError,
-            "metric: expected one of .*euclidean.* or a distance, got 'manhattan'",
+            "metric: expected one of .*euclidean.* or a distance, got 'hamming'",
         ),
         ((torch.ones(3, 2), torch.ones(3, 4)), ValueError, r"y: expected shape \(rows, 2\), got \(3, 4\)"),
         ((torch.ones(3),), ValueError, r"x: expected shape \(rows, 3\), got \(3,\)"),

@@ -58,7 +58,14 @@ def choose(op: Op, device: torch.device, dtype: torch.dtype, argument: str | Non
     A backend supports the terms (see terms.py) of a family if it has kernels of that name.
     """
     wanted = op.formula if isinstance(op.formula, Formula) else op.formula.family
-    return _choose(wanted, op.metric, device.type, dtype, requested(argument))
+    return choose_for(wanted, op.metric, device, dtype, argument)
+
+
+def choose_for(
+    wanted: Formula | str, metric: type, device: torch.device, dtype: torch.dtype, argument: str | None = None
+) -> object:
+    """The backend for a formula or for terms of a family."""
+    return _choose(wanted, metric, device.type, dtype, requested(argument))
 
 
 def kernels(family: str, device: torch.device, dtype: torch.dtype, argument: str | None = None) -> object:

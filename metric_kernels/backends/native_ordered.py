@@ -29,18 +29,43 @@ def rank_grads(
     extension().rank_grads(*values(tile), sign, *given)
 
 
-def sums(tile: ValueTile, sign: float, lists: Tensor, margin: float, shape: str, totals: Tensor, counts: Tensor):
-    own = torch.arange(len(lists)).numpy()
-    extension().sums(*values(tile), sign, lists.numpy(), own, margin, shape, totals.numpy(), counts.numpy())
+def sums(
+    tile: ValueTile,
+    sign: float,
+    lists: Tensor,
+    margin: float,
+    shape: str,
+    low: float,
+    high: float,
+    totals: Tensor,
+    counts: Tensor,
+):
+    given = own(lists), margin, shape, low, high, totals.numpy(), counts.numpy()
+    extension().sums(*values(tile), sign, lists.numpy(), *given)
 
 
-def sum_grads(tile: ValueTile, sign: float, lists: Tensor, margin: float, shape: str, scale: Tensor, g: Tensor, slopes: Tensor):
-    own = torch.arange(len(lists)).numpy()
-    given = margin, shape, scale.contiguous().numpy(), g.numpy(), slopes.numpy()
-    extension().sum_grads(*values(tile), sign, lists.numpy(), own, *given)
+def sum_grads(
+    tile: ValueTile,
+    sign: float,
+    lists: Tensor,
+    margin: float,
+    shape: str,
+    low: float,
+    high: float,
+    scale: Tensor,
+    g: Tensor,
+    slopes: Tensor,
+):
+    given = own(lists), margin, shape, low, high, scale.contiguous().numpy(), g.numpy(), slopes.numpy()
+    extension().sum_grads(*values(tile), sign, lists.numpy(), *given)
 
 
 def nearest(tile: ValueTile, sign: float, lists: Tensor) -> Tensor:
     columns = torch.empty(lists.shape, dtype=torch.int64)
-    extension().nearest(*values(tile), sign, lists.numpy(), torch.arange(len(lists)).numpy(), columns.numpy())
+    extension().nearest(*values(tile), sign, lists.numpy(), own(lists), columns.numpy())
     return columns
+
+
+def own(lists: Tensor):
+    """Each row's number as that of its list."""
+    return torch.arange(len(lists)).numpy()

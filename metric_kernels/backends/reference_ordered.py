@@ -40,28 +40,48 @@ def _ranks(tile, sign, lists, which, margin, below) -> tuple[Tensor, Tensor, Ten
     return negative, u, c
 
 
-def sums(tile: ValueTile, sign: float, lists: Tensor, margin: float, shape: str, totals: Tensor, counts: Tensor):
-    f, _ = SLOPES[shape]
-    for gap in _gaps(tile, sign, lists, margin):
-        cost = f(gap)
-        totals += cost.sum(1, dtype=torch.float64)
-        counts += (cost > 0).sum(1)
+def sums(
+    tile: ValueTile,
+    sign: float,
+    lists: Tensor,
+    margin: float,
+    shape: str,
+    low: float,
+    high: float,
+    totals: Tensor,
+    counts: Tensor,
+):
+    for cost, _, inside in _costs(tile, sign, lists, margin, shape, low, high):
+        totals += cost.masked_fill(~inside, 0.0).sum(1, dtype=torch.float64)
+        counts += inside.sum(1)
     totals += tile.v.sum(1) * 0.0
 
 
-def sum_grads(tile: ValueTile, sign: float, lists: Tensor, margin: float, shape: str, scale: Tensor, g: Tensor, slopes: Tensor):
-    _, df = SLOPES[shape]
-    for k, gap in enumerate(_gaps(tile, sign, lists, margin)):
-        slope = df(gap)
+def sum_grads(
+    tile: ValueTile,
+    sign: float,
+    lists: Tensor,
+    margin: float,
+    shape: str,
+    low: float,
+    high: float,
+    scale: Tensor,
+    g: Tensor,
+    slopes: Tensor,
+):
+    for k, (_, slope, inside) in enumerate(_costs(tile, sign, lists, margin, shape, low, high)):
+        slope = slope.masked_fill(~inside, 0.0)
         slopes[:, k] += slope.sum(1, dtype=torch.float64)
         g -= (sign * scale)[:, None] * slope
 
 
-def _gaps(tile, sign, lists, margin):
-    """For each place of the lists, the value there less every u of a negative, plus the margin; -inf where there is none."""
+def _costs(tile, sign, lists, margin, shape, low, high):
+    """For each place of the lists, what it costs with every column, the slope of that, and which of these pairs count."""
     _, negative = sides(tile)
-    for k in range(lists.shape[1]):
-        yield (lists[:, k, None] - sign * tile.v + margin).masked_fill(~negative, -torch.inf)
+    for values in lists.T:
+        gap = values[:, None] - (sign * tile.v - margin)
+        cost, slope = (f(gap) for f in SLOPES[shape])
+        yield cost, slope, negative & (values > -torch.inf)[:, None] & (cost > low) & (cost < high)
 
 
 def nearest(tile: ValueTile, sign: float, lists: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from pytorch_metric_learning import losses as pml
 from torch import nn
 
 from metric_kernels import backends, losses
-from metric_kernels.language import Op
 
 OURS = "metric_kernels"
 PLAIN = "plain PyTorch (reference backend)"
@@ -38,8 +37,8 @@ def ran(loss: str, backend: str | None) -> dict[str, str]:
             run the loss.
     """
     module = build(OURS, loss, backend)
-    op = Op(module.formula, module.distance.metric, ())
-    return {d: backends.choose(op, torch.device("cpu"), getattr(torch, d), backend).name for d in DTYPES}
+    wanted, metric = module.kernels, module.distance.metric
+    return {d: backends.choose_for(wanted, metric, torch.device("cpu"), getattr(torch, d), backend).name for d in DTYPES}
 
 
 def _needs_arguments(loss: type) -> bool:

@@ -1,7 +1,7 @@
 from metric_kernels import fn
 from metric_kernels.distances import LpDistance
 from metric_kernels.language import count, total
-from metric_kernels.losses._base import PairLoss
+from metric_kernels.losses._pair import PairLoss
 from metric_kernels.reducers import AvgNonZeroReducer
 
 

@@ -1,6 +1,6 @@
 from metric_kernels import fn
 from metric_kernels.language import lse
-from metric_kernels.losses._base import PairLoss
+from metric_kernels.losses._pair import PairLoss
 
 
 class MultiSimilarityLoss(PairLoss):

@@ -3,7 +3,7 @@ import torch
 from metric_kernels import fn
 from metric_kernels.distances import DotProductSimilarity
 from metric_kernels.language import Op, lse, total
-from metric_kernels.losses._base import PairLoss
+from metric_kernels.losses._pair import PairLoss
 from metric_kernels.metrics import Dot
 from metric_kernels.reducers import ClassWeightedReducer, PerAnchorReducer
 from metric_kernels.rowstats import Call, pair_matrix, row_stats
@@ -73,7 +73,7 @@ class NPairsLoss(PairLoss):
         """The loss over the pairs that are ``used``, in a batch of them and others."""
         matrix = torch.where(used, pair_matrix(self.distance, batch.x, batch.y), self.sign * torch.inf)
         op = Op(self.formula, Dot, self._params())
-        call = Call(op, matrix, None, batch.targets, batch.targets, False, False, True, False, self.backend)
+        call = Call(op, matrix, None, batch.targets, batch.targets, None, False, False, True, False, self.backend)
         losses = self._rows(row_stats(call)[0])
         inside = used & reducer.inside(losses)
         return reducer.of_pairs(torch.where(inside, losses, 0.0), inside, batch.labels)

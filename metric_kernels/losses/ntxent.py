@@ -1,6 +1,6 @@
 from metric_kernels import fn
 from metric_kernels.language import count, lse, total
-from metric_kernels.losses._base import PairLoss
+from metric_kernels.losses._pair import PairLoss
 
 
 class NTXentLoss(PairLoss):

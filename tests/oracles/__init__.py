@@ -11,9 +11,39 @@ normalize          scale rows to unit L2 norm first; "cosine" always does
 reducer            "mean", "sum", "avg_non_zero", "per_anchor", ("threshold", low, high), ("class_weighted", weights),
                    or None for the default of the loss
 exclude_diagonal   drop the pairs (i, i); None drops them exactly when there is no reference set
+
+`TERM_ORACLES` are those of losses over triplets, quadruplets and histograms, called alike but for
+
+indices_tuple      in place of pairs: triplets (a, p, n), or pairs (a1, p, a2, n), which make a triplet of each positive
+                   and each negative of the same anchor. Repetitions count where triplets are summed.
+reducer            "per_anchor" averages over the triplets of each anchor, 0 if it has none, then over all rows. There is
+                   none for a loss that is one number anyway; triplets and quadruplets of QuadrupletLoss are reduced each
+                   on their own.
+
+An oracle has no argument for what its loss has no choice of, such as a normalisation, and refuses a reference set that the
+loss does not take.
+`TERM_ORACLES["DynamicSoftMarginLoss"]` also takes `histogram` and returns (loss, histogram).
 """
 
-from . import circle, contrastive, lifted_structure, multi_similarity, npairs, ntxent, supcon
+from . import (
+    batch_hard,
+    circle,
+    contrastive,
+    dynamic_soft_margin,
+    fast_ap,
+    histogram,
+    lifted_structure,
+    margin,
+    multi_similarity,
+    npairs,
+    ntxent,
+    quadruplet,
+    quadruplet_log_sum_exp,
+    quadruplet_margin,
+    semi_hard,
+    supcon,
+    triplet_margin,
+)
 
 ORACLES = {
     "ContrastiveLoss": contrastive.oracle,
@@ -23,4 +53,17 @@ ORACLES = {
     "NTXentLoss": ntxent.oracle,
     "NPairsLoss": npairs.oracle,
     "LiftedStructureLoss": lifted_structure.oracle,
+}
+
+TERM_ORACLES = {
+    "TripletMarginLoss": triplet_margin.oracle,
+    "BatchHardTripletLoss": batch_hard.oracle,
+    "SemiHardTripletLoss": semi_hard.oracle,
+    "MarginLoss": margin.oracle,
+    "QuadrupletMarginLoss": quadruplet_margin.oracle,
+    "QuadrupletLoss": quadruplet.oracle,
+    "QuadrupletLogSumExpLoss": quadruplet_log_sum_exp.oracle,
+    "HistogramLoss": histogram.oracle,
+    "FastAPLoss": fast_ap.oracle,
+    "DynamicSoftMarginLoss": dynamic_soft_margin.oracle,
 }

@@ -27,6 +27,34 @@ def pair_value(u, v, distance):
     return squared.sqrt() if distance == "euclidean" and squared != 0 else squared
 
 
+def no_reference(*given):
+    if any(t is not None for t in given):
+        raise ValueError("this loss takes no reference set")
+
+
+def shares(value, low, step, nodes):
+    """(node, share) of the two nodes low + step * node that a value lies between; beyond them all goes to the last one."""
+    place = ((value - low) / step).clamp(0, nodes - 1)
+    if place.isnan():
+        return [(node, place) for node in range(nodes)]
+    left = min(int(place), nodes - 2)
+    return [(left, left + 1 - place), (left + 1, place - left)]
+
+
+def soft_histogram(values, low, step, nodes):
+    """The sums (nodes,) of the shares of values."""
+    sums = [torch.zeros((), dtype=torch.float64)] * nodes
+    for value in values:
+        for node, share in shares(value, low, step, nodes):
+            sums[node] = sums[node] + share
+    return torch.stack(sums)
+
+
+def unordered(pairs):
+    """Pairs (i, j) with i < j, each of them once."""
+    return sorted({(min(pair), max(pair)) for pair in pairs})
+
+
 def lse(values):
     """log(sum(exp(values))) of a non-empty list."""
     return torch.logsumexp(torch.stack(values), dim=0)
@@ -43,6 +71,8 @@ class Batch:
     value[i][j]   similarity or distance of row i and column j
     positives     list of (anchor, positive), negatives: list of (anchor, negative), both possibly with repetitions
     zero          a 0 connected to every input, the result where no pair is valid
+
+    Listed pairs are (a1, p, a2, n), or (a, p, n) for triplets.
     """
 
     def __init__(self, x, labels, ref, ref_labels, pairs, distance, normalize, exclude_diagonal):
@@ -60,8 +90,13 @@ class Batch:
         self.value = [[pair_value(u, v, distance) for v in columns] for u in rows]
 
         self.labels = None if labels is None else [int(y) for y in labels]
+        self.listed_triplets = None
         if pairs is not None:
-            a1, p, a2, n = ([int(i) for i in indices] for indices in pairs)
+            pairs = [[int(i) for i in indices] for indices in pairs]
+            if len(pairs) == 3:
+                self.listed_triplets = list(zip(*pairs, strict=True))
+                pairs.insert(2, pairs[0])
+            a1, p, a2, n = pairs
             self.positives, self.negatives = list(zip(a1, p, strict=True)), list(zip(a2, n, strict=True))
             return
         column_labels = self.labels if ref is None else [int(y) for y in ref_labels]
@@ -88,6 +123,19 @@ class Batch:
     def negatives_of(self, i):
         return sorted({n for a, n in self.negatives if a == i})
 
+    def triplets(self):
+        """(anchor, positive, negative) as listed, or each positive of an anchor with each of its negatives."""
+        if self.listed_triplets is not None:
+            return self.listed_triplets
+        return [(a, p, n) for a, p in self.positives for anchor, n in self.negatives if anchor == a]
+
+    def nearest(self, i, columns):
+        """The value of row i and the column nearest to it: the first of equals, or a NaN if there is one."""
+        return self.value[i][columns[torch.stack([self.closeness(i, j) for j in columns]).argmax()]]
+
+    def farthest(self, i, columns):
+        return self.value[i][columns[torch.stack([self.closeness(i, j) for j in columns]).argmin()]]
+
     def mean(self, losses):
         return torch.stack(losses).mean() if losses else self.zero
 
@@ -112,7 +160,7 @@ class Batch:
         raise ValueError(f"unknown reducer {reducer!r}")
 
     def reduce_pairs(self, terms, reducer):
-        """As reduce, for terms that are pairs: "per_anchor" averages within each anchor first."""
+        """As reduce, for terms that are pairs or triplets: "per_anchor" averages within each anchor first."""
         if reducer == "per_anchor":
             rows = [self.mean([loss for a, loss in terms if a == i]) for i in range(self.size)]
             return self.mean(rows)

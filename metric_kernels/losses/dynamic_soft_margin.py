@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from metric_kernels.binned import soft_histogram
+from metric_kernels.distances import LpDistance
+from metric_kernels.extremes import extremes_of
+from metric_kernels.losses._base import Loss
+from metric_kernels.losses.fast_ap import check_normalized
+from metric_kernels.ordered import BatchAllTriplets
+from metric_kernels.terms import evaluate
+from metric_kernels.triplets import Triplets
+from metric_kernels.tuples import Pairs, values
+
+
+class DynamicSoftMarginLoss(Loss):
+    """Triplet loss whose weights are the running distribution of what it sums: the harder a triplet, the larger its weight.
+
+    ``mean CDF(t) t`` over all triplets, t = d_ap - d_an, where CDF is the share of triplets that were easier, from a soft
+    histogram of t that each batch changes by ``momentum``.
+
+    Zhang and Rusinkiewicz, "Learning Local Descriptors with a CDF-Based Dynamic Soft Margin", ICCV 2019. Weights are constants
+    for differentiation (pytorch-metric-learning keeps their graph, so that the second step fails). The histogram
+    of all triplets comes from hinge sums at its nodes, in O(bins B^2 log K) time.
+
+    Args:
+        min_val: first node of the histogram; the last is ``-min_val``. Values beyond the nodes count on the nearest.
+        num_bins: number of intervals between nodes.
+        momentum: weight of each triplet of a batch in the running histogram, which sums to 1; 1 for the first batch.
+        **kwargs: ``distance`` (LpDistance; normalised, p=2), ``reducer`` (MeanReducer; the loss is one number, which no
+            reducer changes), and the others of :class:`~metric_kernels.losses.Loss`.
+
+    Without ``labels``, row i of ``ref_emb`` is the positive of row i of ``embeddings``, and its negative the nearest of the
+    other pairs on either side. The histogram is the buffer ``histogram`` (num_bins + 1,), part of ``state_dict``, and changes
+    in training mode only. Triplets in ``indices_tuple`` are taken as they are; of pairs, every positive pair is joined with
+    every negative pair of its anchor. Without triplets the loss is 0. The value can be negative.
+
+    Raises:
+        AssertionError: another distance, as in pytorch-metric-learning.
+        ValueError: ``min_val`` that is not negative, fewer than one bin, or no labels and no ``ref_emb`` of the same shape.
+
+    Example:
+        >>> import torch
+        >>> from metric_kernels.losses import DynamicSoftMarginLoss
+        >>> loss = DynamicSoftMarginLoss()
+        >>> loss(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]), torch.tensor([0, 0, 1]))
+        tensor(-0.0680)
+    """
+
+    default_distance = LpDistance
+    kernels = "ordered"
+    labels_required = False
+
+    def __init__(self, min_val: float = -2.0, num_bins: int = 10, momentum: float = 0.01, **kwargs):
+        super().__init__(**kwargs)
+        check_normalized(self)
+        if not min_val < 0:
+            raise ValueError(f"min_val: expected a number below 0, got {min_val}")
+        if int(num_bins) < 1:
+            raise ValueError(f"num_bins: expected 1 or more, got {num_bins}")
+        self.min_val = min_val
+        self.num_bins = int(num_bins)
+        self.momentum = momentum
+        self.delta = 2 * abs(min_val) / self.num_bins
+        self.register_buffer("histogram", torch.zeros(self.num_bins + 1, dtype=torch.float64))
+
+    def _evaluate(self, batch):
+        if batch.pairs is None and batch.labels is not None:
+            return self._whole(self._of_all(batch), batch)
+        gap = self._of_rows(batch) if batch.labels is None else self._of_list(batch)
+        return self._whole(self._of_gaps(gap, batch), batch)
+
+    def _of_all(self, batch) -> Tensor:
+        edges = [self.min_val + self.delta * b for b in range(self.num_bins + 1)]
+        # One below every difference there can be, for the first node's weight.
+        lowest = min(self.min_val, -(2.0**self.distance.power)) - 1.0
+        term = BatchAllTriplets("hinge", self.sign, 0.0, torch.inf, tuple(-edge for edge in (lowest, *edges)))
+        sums, counts = (t.sum(1) for t in evaluate(term, batch, self.distance, self.backend))
+        number = counts[0].double()
+        # Shares of the nodes above each edge but the last: clamp((t - edge) / delta, 0, 1), summed.
+        above = -sums[1:].detach().diff() / self.delta
+        histogram = torch.cat((number - above[:1], -above.diff(), above[-1:])).clamp(min=0.0)
+        weights = self._updated(histogram, number)
+        beyond = sums + counts * sums.new_tensor([lowest, *edges])  # the sum of all t above each edge
+        beyond = torch.cat((beyond[:1], beyond[2:]))
+        return (weights.diff(prepend=weights.new_zeros(1)) * beyond).sum() / number.clamp(min=1.0)
+
+    def _of_gaps(self, gap: Tensor, batch) -> Tensor:
+        nodes = self.num_bins + 1
+        histogram = soft_histogram(gap.detach(), self.min_val, self.delta, nodes)
+        weights = self._updated(histogram, histogram.sum())
+        place = ((gap.detach().double() - self.min_val) / self.delta).nan_to_num(0.0).clamp(0, nodes - 1).long()
+        return (weights[place] * gap).sum() / max(len(gap), 1)
+
+    def _updated(self, histogram: Tensor, number: Tensor) -> Tensor:
+        """The distribution function at the nodes, after this batch; the old one if the batch has no triplets."""
+        old = self.histogram.to(histogram.device)
+        momentum = torch.where(old.sum() == 0, 1.0, self.momentum)
+        new = (1.0 - momentum) * old + momentum * histogram
+        new = torch.where((number > 0) & new.isfinite().all(), new / new.sum().clamp(min=1e-300), old)
+        if self.training:
+            self.histogram = new
+        return new.cumsum(0)
+
+    def _of_list(self, batch) -> Tensor:
+        a, p, n = Triplets.of(batch)
+        both = values(self.distance, batch.x, batch.y, Pairs(torch.cat((a, a)), torch.cat((p, n))))
+        return both[: len(a)] - both[len(a) :]
+
+    def _of_rows(self, batch) -> Tensor:
+        """Each row's own distance to its partner less that to the nearest other."""
+        if batch.same or len(batch.x) != len(batch.y):
+            given = None if batch.same else tuple(batch.y.shape)
+            raise ValueError(f"ref_emb: expected shape {tuple(batch.x.shape)}, since there are no labels, got {given}")
+        there, back = copy.copy(batch), copy.copy(batch)
+        back.x, back.y = batch.y, batch.x
+        dtype = torch.float64 if batch.x.dtype == torch.float64 else torch.float32
+        own = self.distance.rowwise(batch.x.to(dtype), batch.y.to(dtype))
+        nearest = []
+        for side in (there, back):
+            side.targets = side.ref_labels = torch.arange(len(batch.x), device=batch.x.device)
+            nearest.append(extremes_of(side, self.distance, self.backend).smallest_negative)
+        return own - torch.minimum(*nearest) if len(own) > 1 else own[:0]

@@ -1,0 +1,80 @@
+"""Sums of the losses of all triplets or quadruplets that lie inside a reducer's window."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from metric_kernels.batch import Batch
+from metric_kernels.distances import Distance
+from metric_kernels.ordered import BatchAllQuadruplets, BatchAllTriplets
+from metric_kernels.swap import swapped_sums
+from metric_kernels.terms import evaluate
+
+EVERYTHING = (-math.inf, math.inf)
+
+
+class WindowSums(NamedTuple):
+    """Sums (float64) of the losses inside a window, their number, and the number of those above 0.
+
+    The last is the derivative of a sum of hinges with respect to the margin.
+    """
+
+    totals: Tensor
+    counts: Tensor
+    active: Tensor
+
+
+def triplet_sums(
+    window: tuple[float, float],
+    shape: str,
+    margin: float,
+    batch: Batch,
+    distance: Distance,
+    backend: str | None,
+    swap: bool = False,
+) -> WindowSums:
+    """For each anchor, (B,)."""
+    # No loss is below 0, and a loss of 0 adds nothing.
+    low = 0.0 if window == EVERYTHING else max(window[0], -1.0)
+    term = BatchAllTriplets(shape, distance.sign, low, window[1], (float(margin),))
+    values, counts = (swapped_sums if swap else evaluate)(term, batch, distance, backend)
+    if window != EVERYTHING:
+        return WindowSums(values[0], counts[0], counts[0])
+    positives, negatives = batch.numbers()
+    return WindowSums(values[0], positives * negatives, counts[0])
+
+
+def quadruplet_sums(
+    window: tuple[float, float], margin: float, negatives: str, batch: Batch, distance: Distance, backend: str | None
+) -> WindowSums:
+    """For the batch. A hinge above c is c more than that of a margin smaller by c."""
+
+    def above(bound: float) -> tuple[Tensor, Tensor]:
+        term = BatchAllQuadruplets(distance.sign, float(margin) - bound, negatives)
+        values, counts = evaluate(term, batch, distance, backend)
+        return values[0] + bound * counts[0], counts[0]
+
+    low, high = window
+    total, active = above(max(low, 0.0))
+    count = active if low >= 0.0 else valid_quadruplets(batch.labels, negatives)
+    if high < math.inf:
+        beyond, number = above(max(high, 0.0))
+        total, count, active = total - beyond, count - number, active - number
+    return WindowSums(total, count, active)
+
+
+def valid_quadruplets(labels: Tensor, negatives: str) -> Tensor:
+    """The number of pairs of an unordered positive and an unordered negative pair."""
+    ordered = labels.sort().values
+    size = torch.searchsorted(ordered, labels, right=True) - torch.searchsorted(ordered, labels)
+    others = len(labels) - size
+    positive, out = (size - 1).sum() // 2, others.sum() // 2
+    every = positive * out
+    if negatives == "disjoint":
+        return every - ((size - 1) * others).sum()
+    # A class has size * others pairs out of it, and size * (size - 1) / 2 within.
+    return every if negatives == "all" else every - ((size - 1) * size * others).sum() // 2

@@ -77,8 +77,12 @@ class Operation:
 
         def backward_fake(grad, *arguments):
             _, tensors, (*_, wanted) = split(arguments)
-            return _unpacked([torch.empty_like(t, memory_format=torch.contiguous_format) if w else grad.new_empty(0)
-                              for t, w in zip(tensors, wanted)])
+            return _unpacked(
+                [
+                    torch.empty_like(t, memory_format=torch.contiguous_format) if w else grad.new_empty(0)
+                    for t, w in zip(tensors, wanted)
+                ]
+            )
 
         def keep(ctx, inputs, output):
             ctx.numbers = inputs[self.arity :]

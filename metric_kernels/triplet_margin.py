@@ -48,8 +48,8 @@ def triplet_margin(
         TypeError: what is no tensor of a floating type.
         RuntimeError: the backend that was asked for cannot compute it.
 
-    NaN reaches the loss. Gradients at kinks are those of torch: 0 of a distance of 0, shared by equal largest differences and by
-    equal distances of a swap, and that of an active triplet at a loss of exactly 0. A second derivative raises.
+    NaN reaches the loss. Gradients at kinks are those of torch: 0 at a distance of 0, shared by equal largest differences and
+    by equal distances of a swap, and that of an active triplet at a loss of exactly 0. A second derivative raises.
 
     Example:
         >>> import torch

@@ -76,9 +76,7 @@ def test_the_base_of_losses_documents_its_arguments():
     assert documented(losses.PairLoss.forward) == list(inspect.signature(losses.PairLoss.forward).parameters)[1:]
 
 
-@pytest.mark.parametrize(
-    "function", [metric_kernels.pairwise_distance, metric_kernels.row_extremes, functional.triplet_margin]
-)
+@pytest.mark.parametrize("function", [metric_kernels.pairwise_distance, metric_kernels.row_extremes, functional.triplet_margin])
 def test_a_function_documents_its_arguments(function):
     assert documented(function) == list(inspect.signature(function).parameters)
 

@@ -95,9 +95,7 @@ def _named(wanted: Formula | str) -> str:
 def _reason(backend: object, wanted: Formula | str, metric: type | None, device: str, dtype: torch.dtype) -> str | None:
     if isinstance(wanted, Formula):
         return backend.supports(wanted, metric, device, dtype)
-    return backend.unsuited(device, dtype) or (
-        None if hasattr(backend, wanted) else f"has no kernels for {_named(wanted)}"
-    )
+    return backend.unsuited(device, dtype) or (None if hasattr(backend, wanted) else f"has no kernels for {_named(wanted)}")
 
 
 def status() -> dict[str, str | None]:

@@ -324,7 +324,7 @@ def _row_distance(name: str, dtype: type) -> Callable:
 
 
 def _triplet_losses(name: str, dtype: type) -> Callable:
-    real, zero, distance = dtype, dtype(0), _row_distance(name, dtype)
+    real, distance = dtype, _row_distance(name, dtype)
     minimum, relu = numba_fn.minimum, numba_fn.relu
 
     @jit

@@ -66,7 +66,9 @@ def triplet_grads(
     if swap:
         share = torch.where(distances[1] < distances[2], 1.0, torch.where(distances[1] == distances[2], 0.5, 0.0))
     slopes = []
-    for a, b, length, by_length in zip(*zip(*_pairs(anchor, positive, negative, swap)), distances, (g, -g * share, g * share - g)):
+    for a, b, length, by_length in zip(
+        *zip(*_pairs(anchor, positive, negative, swap)), distances, (g, -g * share, g * share - g)
+    ):
         difference, length = a - b + eps, length[:, None]
         if p == math.inf:
             slope = _largest(difference, length)

@@ -203,15 +203,23 @@ class SNRDistance(Distance):
 
 
 class JensenShannonDistance(Distance):
-    """``sqrt(1/2 sum_k (p_k log(p_k / m_k) + q_k log(q_k / m_k))) ** power`` with m = (p + q) / 2, of non-negative rows.
+    """``sqrt(1/2 sum_k (p_k log(p_k / m_k) + q_k log(q_k / m_k))) ** power``, m = (p + q) / 2, of non-negative rows.
 
-    Rows are divided by their sum (at least 1e-12) to become the distributions p and q, unless ``normalize_embeddings=False``.
-    The logarithm is the natural one, so that the distance is at most sqrt(log 2); 0 log 0 = 0; a negative entry counts as NaN.
-    ``power=2`` is the divergence. As in scipy.spatial.distance.jensenshannon.
-
-    The gradient is 0 between equal rows, and at an entry that is 0, where the logarithm has none.
+    Rows are divided by their sums to become the distributions p and q. With the natural logarithm and 0 log 0 = 0 the distance
+    is at most sqrt(log 2), that of scipy.spatial.distance.jensenshannon. A negative entry counts as NaN, and a row of zeros as
+    no distribution but zeros. The gradient is 0 between equal rows, and at an entry of 0, where the logarithm has none.
 
     Endres and Schindelin, "A new metric for probability distributions", 2003.
+
+    Args:
+        normalize_embeddings: divide each row by its sum (at least 1e-12) first; otherwise the formula takes them as they are.
+        power: exponent applied to the distance; 2 makes it the divergence.
+
+    Example:
+        >>> import torch
+        >>> from metric_kernels.distances import JensenShannonDistance
+        >>> JensenShannonDistance()(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0], [2.0, 2.0]]))
+        tensor([[0.8326, 0.4645]])
     """
 
     def __init__(self, normalize_embeddings: bool = True, power: float = 1):

@@ -55,8 +55,8 @@ def triplet_margin(
         >>> import torch
         >>> from metric_kernels.functional import triplet_margin
         >>> anchor, positive, negative = torch.tensor([[[0.0, 0.0]], [[3.0, 4.0]], [[0.0, 2.0]]])
-        >>> triplet_margin(anchor, positive, negative)
-        tensor(4.0000)
+        >>> triplet_margin(anchor, positive, negative, eps=0.0)
+        tensor(4.)
     """
     if not margin > 0:
         raise ValueError(f"margin: expected a number above 0, got {margin!r}")
@@ -66,7 +66,7 @@ def triplet_margin(
     shape = _checked_shape(points)
     dtype = torch.promote_types(torch.promote_types(anchor.dtype, positive.dtype), negative.dtype)
     computed = arithmetic(dtype)
-    rows = [t.to(computed).expand(shape).reshape(-1, shape[-1]) for t in points.values()]
+    rows = [t.to(computed).expand(shape).reshape(shape[:-1].numel(), shape[-1]) for t in points.values()]
     losses = triplet_losses(*rows, float(margin), check_order(p), float(eps), bool(swap))
     if computed != dtype and torch.is_autocast_enabled(anchor.device.type):
         dtype = computed

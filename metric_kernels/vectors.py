@@ -3,7 +3,8 @@
 They are computed from the differences of coordinates, pair by pair, and the differences again in the backward pass: no tensor
 has a place for each coordinate of each pair.
 
-What the ``vectors`` kernels of a backend do. A ``kind`` is "lp", with p > 0 or inf, or "jensen_shannon", which has no p:
+What the ``vectors`` kernels of a backend do, on sets and rows that are not empty. A ``kind`` is "lp", with p > 0 or inf, or
+"jensen_shannon", which has no p:
 
     lp                 (sum_k |x_k - y_k| ** p) ** (1 / p), or max_k |x_k - y_k|
     jensen_shannon     sqrt(1/2 sum_k (x_k log(x_k / m_k) + y_k log(y_k / m_k))), m = (x + y) / 2, of numbers >= 0
@@ -63,8 +64,11 @@ def _kernels(tensors: Sequence[Tensor | None]):
 
 
 def _distances_forward(kernels, x, y, kind, p):
-    out = x.new_empty(len(x), len(x if y is None else y))
-    kernels.distances(kind, p, x, x if y is None else y, out)
+    y = x if y is None else y
+    if not x.numel() or not y.numel():
+        return (x.new_zeros(len(x), len(y)),)
+    out = x.new_empty(len(x), len(y))
+    kernels.distances(kind, p, x, y, out)
     return (out,)
 
 
@@ -72,6 +76,8 @@ def _distances_backward(kernels, grad, outputs, tensors, numbers, wanted):
     (d,), (x, y) = outputs, tensors
 
     def pulled(mine, other, d, g):
+        if not mine.numel() or not other.numel():
+            return torch.zeros_like(mine, memory_format=torch.contiguous_format)
         out = torch.empty_like(mine, memory_format=torch.contiguous_format)
         kernels.distance_grads(*numbers, mine, other, d, g, out)
         return out
@@ -94,6 +100,8 @@ _distances = Operation(
 
 
 def _triplets_forward(kernels, anchor, positive, negative, margin, p, eps, swap):
+    if not anchor.numel():
+        return anchor.new_full((len(anchor),), margin), anchor.new_zeros(3 if swap else 2, len(anchor))
     distances, losses = anchor.new_empty(3 if swap else 2, len(anchor)), anchor.new_empty(len(anchor))
     kernels.triplet_losses(p, margin, eps, swap, anchor, positive, negative, distances, losses)
     return losses, distances
@@ -102,7 +110,8 @@ def _triplets_forward(kernels, anchor, positive, negative, margin, p, eps, swap)
 def _triplets_backward(kernels, grad, outputs, tensors, numbers, wanted):
     margin, p, eps, swap = numbers
     grads = tuple(torch.empty_like(t, memory_format=torch.contiguous_format) if w else None for t, w in zip(tensors, wanted))
-    kernels.triplet_grads(p, margin, eps, swap, *tensors, outputs[1], grad, grads)
+    if tensors[0].numel():
+        kernels.triplet_grads(p, margin, eps, swap, *tensors, outputs[1], grad, grads)
     return grads
 
 

@@ -95,7 +95,7 @@ def _power_of_two(n):
 
 
 @_spelled(double=lambda x: math.log1p(x))
-def _log1p(x):
+def log1p(x):
     """log(1 + x) for -0.3 < x <= 1."""
     s = x / (2.0 + x)
     z = s * s
@@ -115,7 +115,7 @@ def log(x):
     power = (bits - _SQRT_HALF_BITS) >> _EXPONENT_BITS
     mantissa = np.int32(bits - (power << _EXPONENT_BITS)).view(np.float32)
     n = np.float32(power) - (_SCALE_BITS if x < _SMALLEST_NORMAL else 0.0)
-    finite = n * _LN2 + (n * _LN2_REST + _log1p(mantissa - 1.0))
+    finite = n * _LN2 + (n * _LN2_REST + log1p(mantissa - 1.0))
     below = -_INF if x == 0.0 else _NAN
     return x if not x < _INF else finite if x > 0.0 else below
 
@@ -176,11 +176,11 @@ def sigmoid(x):
 @_spelled()
 def softplus(x):
     """log(1 + e^x)."""
-    return relu(x) + _log1p(exp(-abs(x)))
+    return relu(x) + log1p(exp(-abs(x)))
 
 
 @_spelled()
 def logaddexp(x, y):
     # Equal infinities have no difference.
     gap = 0.0 if x == y else abs(x - y)
-    return maximum(x, y) + _log1p(exp(-gap))
+    return maximum(x, y) + log1p(exp(-gap))

@@ -25,6 +25,10 @@ jit = numba.njit(**EXACT)
 jit_sum = numba.njit(**{**OPTIONS, "fastmath": {"contract", "reassoc", "nsz"}})
 
 
+# A kernel becomes part of the one function that calls it: compiled by itself first, it would take longer.
+kernel = numba.njit(inline="always")
+
+
 @functools.cache
 def formula_function(function: Callable, dtype: type) -> Callable:
     """A function of a formula or metric, for numbers of one float type."""
@@ -55,3 +59,14 @@ def take(context, pointer, amount):
 @jit
 def matrix(entry, dtype):
     return numba.carray(pointer(entry[0], dtype), (entry[1], entry[2]), dtype)
+
+
+@numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
+def rows(work):
+    """The rows that this thread takes; ``work`` is the head of a table: counters and the rows to take at a time, all rows."""
+    step, number = work[0, 2], work[1, 0]
+    begin = take(pointer(work.ctypes.data, numba.int64), step)
+    while begin < number:
+        for i in range(begin, min(begin + step, number)):  # noqa: UP028 (Numba has no ``yield from``)
+            yield i
+        begin = take(pointer(work.ctypes.data, numba.int64), step)

@@ -10,26 +10,12 @@ import numba
 import numpy as np
 
 from metric_kernels.backends import numba_fn
-from metric_kernels.backends.numba_jit import jit, jit_sum, pointer, take
+from metric_kernels.backends.numba_jit import jit, jit_sum, kernel, pointer, rows, take
 
 CHUNK = 512
 # Longer lists are bisected.
 _DIRECT_UP_TO = 48
 _NONE = np.int64(-1)
-
-# A kernel becomes part of the one function that calls it: compiled by itself first, it would take longer.
-_kernel = numba.njit(inline="always")
-
-
-@numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
-def _rows(work):
-    """The rows that this thread takes."""
-    step, number = work[0, 2], work[1, 0]
-    begin = take(pointer(work.ctypes.data, numba.int64), step)
-    while begin < number:
-        for i in range(begin, min(begin + step, number)):  # noqa: UP028 (Numba has no ``yield from``)
-            yield i
-        begin = take(pointer(work.ctypes.data, numba.int64), step)
 
 
 @jit
@@ -107,10 +93,10 @@ def _hinges(u, above, sums):
     return total, number
 
 
-@_kernel
+@kernel
 def ranks(work, numbers, v, labels, ref_labels, order, which, lists, totals, counts, below, u, above, hits, sums):
     sign, margin, columns, current = numbers[0], numbers[1], ref_labels.shape[0], _NONE
-    for place in _rows(work):
+    for place in rows(work):
         i = order[place]
         values = lists[which[i]]
         if which[i] != current:
@@ -130,10 +116,10 @@ def ranks(work, numbers, v, labels, ref_labels, order, which, lists, totals, cou
     _count_for(_NONE, current, hits, below)
 
 
-@_kernel
+@kernel
 def rank_grads(work, numbers, v, labels, ref_labels, order, which, lists, scale, g, below, u, above, hits):
     sign, margin, columns, current = numbers[0], numbers[1], ref_labels.shape[0], _NONE
-    for place in _rows(work):
+    for place in rows(work):
         i = order[place]
         current = _count_for(which[i], current, hits, below)
         factor = -sign * scale[i]
@@ -207,10 +193,10 @@ def _slopes_inside(cost, slope, t, u, low, high, by_negative):
     return total
 
 
-@_kernel
+@kernel
 def sums(work, numbers, v, labels, ref_labels, lists, totals, counts, u, cost):
     sign, margin, low, high, columns = numbers[0], numbers[1], numbers[2], numbers[3], ref_labels.shape[0]
-    for i in _rows(work):
+    for i in rows(work):
         total, number, spoiled = 0.0, 0, False
         for j in range(0, columns, CHUNK):
             k = min(j + CHUNK, columns)
@@ -225,10 +211,10 @@ def sums(work, numbers, v, labels, ref_labels, lists, totals, counts, u, cost):
         counts[i] += number
 
 
-@_kernel
+@kernel
 def sum_grads(work, numbers, v, labels, ref_labels, lists, scale, g, slopes, u, by_negative, cost, slope):
     sign, margin, low, high, columns = numbers[0], numbers[1], numbers[2], numbers[3], ref_labels.shape[0]
-    for i in _rows(work):
+    for i in rows(work):
         factor = -sign * scale[i]
         for j in range(0, columns, CHUNK):
             k = min(j + CHUNK, columns)
@@ -243,10 +229,10 @@ def sum_grads(work, numbers, v, labels, ref_labels, lists, scale, g, slopes, u, 
                 out[c] += factor * by_negative[c]
 
 
-@_kernel
+@kernel
 def nearest(work, numbers, v, labels, ref_labels, lists, columns):
     sign, length = numbers[0], lists.shape[1]
-    for i in _rows(work):
+    for i in rows(work):
         mine, values, out, farthest = v[i], lists[i], columns[i], -1
         # The nearest negative among those with exactly k + 1 values of the list before them, then among those with more.
         out[:] = -1
@@ -278,12 +264,12 @@ def _node(v, low, per_step, last, real):
     return node, place - real.type(node)
 
 
-@_kernel
+@kernel
 def histogram(work, numbers, v, labels, ref_labels, out, spoiled, node, lower, upper, own):
     low, per_step, unit, diagonal, nodes = numbers[0], numbers[1], np.float64(numbers[2]), work[1, 1], out.shape[1] // 2
     whole, columns = np.int64(unit), ref_labels.shape[0]
     own[:] = 0
-    for i in _rows(work):
+    for i in rows(work):
         target = own if out.shape[0] == 1 else out[i]
         for j in range(0, columns, CHUNK):
             k = min(j + CHUNK, columns)
@@ -306,11 +292,11 @@ def histogram(work, numbers, v, labels, ref_labels, out, spoiled, node, lower, u
             take(pointer(out.ctypes.data + out.itemsize * k, numba.int64), own[k])
 
 
-@_kernel
+@kernel
 def histogram_grads(work, numbers, v, labels, ref_labels, slopes, g):
     low, per_step, high, diagonal, last = numbers[0], numbers[1], numbers[2], work[1, 1], slopes.shape[1] // 2
     zero = v.dtype.type(0)
-    for i in _rows(work):
+    for i in rows(work):
         mine, out, itself = v[i], g[i], i + diagonal if diagonal >= 0 else -1
         table = slopes[i if slopes.shape[0] > 1 else 0]
         for j in range(ref_labels.shape[0]):
@@ -319,9 +305,9 @@ def histogram_grads(work, numbers, v, labels, ref_labels, slopes, g):
             out[j] += slope if (mine[j] >= low) & (mine[j] <= high) & (j != itself) else zero
 
 
-@_kernel
+@kernel
 def pair_values(work, numbers, s, p, q, out, value):
-    for i in _rows(work):
+    for i in rows(work):
         mine, result = s[i], out[i]
         for j in range(q.shape[0]):
             result[j] = value(mine[j], p[i], q[j], numbers[0])
@@ -337,10 +323,10 @@ def _pair_slopes(dvalue, s, p, q, eps, g):
     return total
 
 
-@_kernel
+@kernel
 def pair_slopes(work, numbers, s, p, q, g, norm_grad, dvalue):
     columns = q.shape[0]
-    for i in _rows(work):
+    for i in rows(work):
         total = 0.0
         for j in range(0, columns, CHUNK):
             k = min(j + CHUNK, columns)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numba
 import numpy as np
@@ -17,7 +17,7 @@ from metric_kernels.backends.numba_jit import EXACT, formula_function, matrix, p
 from metric_kernels.terms import ValueTile
 from metric_kernels.tile import Tile
 
-_TYPES = {
+DTYPES = {
     torch.float32: np.float32,
     torch.float64: np.float64,
     torch.int32: np.int32,
@@ -30,14 +30,16 @@ Scratch = dict[str, tuple[int, torch.dtype]]
 
 def values(metric: type, tile: Tile) -> Tensor:
     out = torch.empty_like(tile.s)
-    _run(kernels.pair_values, tile.s, -1, {**_products(metric, tile), "out": out}, {}, value=_function(metric.value, tile))
+    launch(
+        kernels.pair_values, tile.s.shape, -1, {**_products(metric, tile), "out": out}, {}, value=_function(metric.value, tile)
+    )
     return out
 
 
 def slopes(metric: type, tile: Tile, g: Tensor, norm_grad: Tensor | None) -> None:
     arrays = {**_products(metric, tile), "g": g}
     arrays["norm_grad"] = tile.s.new_empty(len(tile.s)) if norm_grad is None else norm_grad
-    _run(kernels.pair_slopes, tile.s, -1, arrays, {}, dvalue=_function(metric.dvalue, tile))
+    launch(kernels.pair_slopes, tile.s.shape, -1, arrays, {}, dvalue=_function(metric.dvalue, tile))
 
 
 def _products(metric: type, tile: Tile) -> dict[str, Tensor]:
@@ -46,24 +48,27 @@ def _products(metric: type, tile: Tile) -> dict[str, Tensor]:
 
 
 def _function(function: Callable, tile: Tile) -> Callable:
-    return formula_function(function, _TYPES[tile.s.dtype])
+    return formula_function(function, DTYPES[tile.s.dtype])
 
 
 def run(kernel: Callable, tile: ValueTile, numbers: tuple[float, ...], arrays: dict, scratch: Scratch, **functions: Callable):
     """Calls a kernel on a tile with numbers, arrays, one row of every scratch array for each thread, and functions."""
     v = tile.v.contiguous()
     points = {"v": v, "labels": tile.labels.contiguous(), "ref_labels": tile.ref_labels.contiguous()}
-    _run(kernel, v, tile.diagonal, {"numbers": v.new_tensor(numbers), **points, **arrays}, scratch, **functions)
+    launch(kernel, v.shape, tile.diagonal, {"numbers": v.new_tensor(numbers), **points, **arrays}, scratch, **functions)
 
 
-def _run(kernel: Callable, like: Tensor, diagonal: int, arrays: dict, scratch: Scratch, **functions: Callable) -> None:
-    threads, share = backend.shared_out(*like.shape)
+def launch(
+    kernel: Callable, shape: Sequence[int], diagonal: int, arrays: dict, scratch: Scratch, **functions: Callable
+) -> None:
+    """Calls a kernel on the rows of a matrix of a shape; its entries say how much work they are."""
+    threads, share = backend.shared_out(*shape)
     private = {name: torch.empty(threads, width, dtype=dtype) for name, (width, dtype) in scratch.items()}
     given = {**arrays, **private}
-    kinds = tuple((name, _TYPES[array.dtype], array.dim(), name in private) for name, array in given.items())
+    kinds = tuple((name, DTYPES[array.dtype], array.dim(), name in private) for name, array in given.items())
     function = _compiled(kernel, kinds, tuple(functions.items()))
     entries = [backend.entry(name, array) for name, array in given.items()]
-    table = np.array([(0, 0, share), (len(like), diagonal, 0), *entries], np.int64)
+    table = np.array([(0, 0, share), (shape[0], diagonal, 0), *entries], np.int64)
     backend.call(function, table.ctypes.data, threads)
 
 
@@ -82,7 +87,7 @@ def call(address):
 """
     scope = {
         **{"carray": numba.carray, "matrix": matrix, "pointer": pointer, "take": take, "kernel": kernel},
-        **{kind.__name__: kind for kind in _TYPES.values()},
+        **{kind.__name__: kind for kind in DTYPES.values()},
         **dict(functions),
     }
     exec(source, scope)

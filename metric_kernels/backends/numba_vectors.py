@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from metric_kernels.backends import numba as backend
+from metric_kernels.backends import numba_measures as measures
 from metric_kernels.backends import numba_vector_kernels as kernels
-
-_TYPES = {torch.float32: np.float32, torch.float64: np.float64}
+from metric_kernels.backends.numba_measures import order
+from metric_kernels.backends.numba_terms import DTYPES, launch
 
 
 def distances(kind: str, p: float, x: Tensor, y: Tensor, out: Tensor):
+    of, largest = (measures.measure(*which, DTYPES[x.dtype]) for which in ((kind, order(p)), ("lp", math.inf)))
+    functions = {"term": of.term, "join": of.join, "finish": of.finish}
+    kernel = kernels.distances
+    if of.inverse is not None:
+        kernel = kernels.scaled_distances
+        functions.update(difference=largest.term, larger=largest.join, inverse=of.inverse)
     arrays = {"x": x.contiguous(), "yt": y.t().contiguous(), "out": out}
-    _run("distances", kind, (p,), len(x), x.numel() * len(y), arrays, scratch=2)
+    _launch(kernel, (p,), len(x), x.shape[1] * len(y), arrays, ("part", "scale"), functions)
 
 
 def distance_grads(kind: str, p: float, x: Tensor, y: Tensor, d: Tensor, g: Tensor, out: Tensor):
+    of = measures.measure(kind, order(p), DTYPES[x.dtype])
     arrays = {"x": x.contiguous(), "y": y.contiguous(), "d": d.contiguous(), "g": g.contiguous(), "out": out}
-    _run("distance_grads", kind, (p,), len(x), x.numel() * len(y), arrays, scratch=1)
+    functions = {"pair": of.pair, "slope": of.slope}
+    _launch(kernels.distance_grads, (p,), len(x), y.numel(), arrays, ("part",), functions)
 
 
 def triplet_losses(
@@ -35,8 +43,9 @@ def triplet_losses(
     distances: Tensor,
     losses: Tensor,
 ):
-    arrays = {**_triplets(anchor, positive, negative), "distances": distances, "losses": losses}
-    _run("triplet_losses", "lp", (p, margin, eps), len(anchor), anchor.numel(), arrays)
+    arrays = {**_points(anchor, positive, negative), "distances": distances, "losses": losses}
+    functions = {"length": measures.length(order(p), DTYPES[anchor.dtype])}
+    _launch(kernels.triplet_losses, (p, margin, eps), *anchor.shape, arrays, (), functions)
 
 
 def triplet_grads(
@@ -51,27 +60,28 @@ def triplet_grads(
     g: Tensor,
     grads: Sequence[Tensor | None],
 ):
-    arrays = {**_triplets(anchor, positive, negative), "distances": distances, "g": g.contiguous()}
+    dtype = DTYPES[anchor.dtype]
+    arrays = {**_points(anchor, positive, negative), "distances": distances, "g": g.contiguous()}
     for k, grad in enumerate(grads):
-        arrays[f"grad{k}"] = torch.empty_like(anchor, memory_format=torch.contiguous_format) if grad is None else grad
-    _run("triplet_grads", "lp", (p, margin, eps), len(anchor), anchor.numel(), arrays)
+        arrays[f"grad{k}"] = torch.empty_like(arrays["anchor"]) if grad is None else grad
+    functions = {"row_pair": measures.row_pair(order(p), dtype), "slope": measures.measure("lp", order(p), dtype).slope}
+    _launch(kernels.triplet_grads, (p, margin, eps), *anchor.shape, arrays, (), functions)
 
 
-def _triplets(anchor: Tensor, positive: Tensor, negative: Tensor) -> dict[str, Tensor]:
+def _points(anchor: Tensor, positive: Tensor, negative: Tensor) -> dict[str, Tensor]:
     return {"anchor": anchor.contiguous(), "positive": positive.contiguous(), "negative": negative.contiguous()}
 
 
-def _run(
-    what: str, kind: str, numbers: tuple[float, ...], rows: int, work: int, arrays: dict[str, Tensor], scratch: int = 0
+def _launch(
+    kernel: Callable,
+    numbers: tuple[float, ...],
+    rows: int,
+    work: int,
+    arrays: dict[str, Tensor],
+    pieces: Sequence[str],
+    functions: dict[str, Callable],
 ) -> None:
-    """Calls a kernel on the rows of a result that takes ``work`` coordinates, with so many rows of scratch for each thread."""
-    like = arrays[next(iter(arrays))]
-    threads, share = backend.shared_out(rows, work // max(1, rows))
-    order = f"{numbers[0]:g}" if numbers[0] in kernels.ORDERS else "p"
-    given = {"numbers": like.new_tensor(numbers), **arrays}
-    if scratch:
-        given["scratch"] = like.new_empty(scratch * threads, kernels.WIDTH)
-    entries = [backend.entry(name, array) for name, array in given.items()]
-    table = np.array([(0, 0, share), (rows, 0, 0), *entries], np.int64)
-    function = kernels.kernel(what, order if kind == "lp" else kind, _TYPES[like.dtype], len(given))
-    backend.call(function, table.ctypes.data, threads)
+    """Calls a kernel on rows that take so much work each, with pieces of scratch for each thread."""
+    like = next(iter(arrays.values()))
+    scratch = dict.fromkeys(pieces, (kernels.WIDTH, like.dtype))
+    launch(kernel, (rows, work), -1, {"numbers": like.new_tensor(numbers), **arrays}, scratch, **functions)

@@ -50,7 +50,8 @@ sanitize: setup
 	@rm -rf build/with-sanitizers
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 PYTHONPATH=$(SANITIZED) METRIC_KERNELS_BACKEND=native \
-		$(BIN)/pytest -q -p no:cacheprovider tests/test_native.py tests/test_native_terms.py tests/test_losses.py tests/test_ops.py -k native
+		$(BIN)/pytest -q -p no:cacheprovider tests/test_native.py tests/test_native_terms.py tests/test_native_vectors.py \
+		tests/test_vectors.py tests/test_triplet_margin.py tests/test_losses.py tests/test_ops.py -k native
 
 lint: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check ruff==0.17.6

@@ -301,12 +301,20 @@ template <class T, class Join, class Term> inline T along(int64_t n, Join join, 
 }
 
 template <class T, class Measure> inline T row_distance(const Measure& measure, const T* a, const T* b, int64_t n, T eps) {
-  T scale = T(1);
-  if constexpr (Measure::scaled)
-    scale = T(1) / fn::maximum(row_distance(Chebyshev<T>{}, a, b, n, eps), smallest<T>);
   auto join = [&](T sum, T term) { return measure.join(sum, term); };
-  const T sum = along<T>(n, join, [&](int64_t f) { return measure.term((a[f] - b[f]) + eps, T(0), scale); });
-  return measure.finish(sum, scale);
+  auto sum = [&](T scale) {
+    return along<T>(n, join, [&](int64_t f) { return measure.term((a[f] - b[f]) + eps, T(0), scale); });
+  };
+  T scale = T(1);
+  if constexpr (Measure::scaled) {
+    // Products are as exact without a scale, unless they are near the end of the range.
+    if constexpr (Measure::together > 1) {
+      const T plain = sum(T(1));
+      if (plain > smallest<T> / std::numeric_limits<T>::epsilon() && plain < infinity<T>) return measure.finish(plain, scale);
+    }
+    scale = T(1) / fn::maximum(row_distance(Chebyshev<T>{}, a, b, n, eps), smallest<T>);
+  }
+  return measure.finish(sum(scale), scale);
 }
 
 // The gradient of a row's distance, as of torch.linalg.vector_norm: equal largest coordinates share it.

@@ -19,10 +19,10 @@ class Operation:
 
     Args:
         name: of the operator.
-        tensors: names of the tensors; one that ends in "?" may be None.
+        tensors: names of the tensors; one that ends in "?" may be None, but not the first.
         numbers: what follows them, as the schema of an operator says it.
         outputs: how many there are.
-        choose: ``choose(tensors)`` are the kernels for them. A backward pass in eager mode has those of its forward pass.
+        choose: ``choose(tensor)`` are the kernels for a first tensor. Eager mode keeps them for the backward pass.
         forward: ``forward(kernels, *tensors, *numbers)`` is the tuple of outputs.
         backward: ``backward(kernels, grad, outputs, tensors, numbers, wanted)`` is the tuple of gradients, None where it is
             not wanted.
@@ -35,7 +35,7 @@ class Operation:
         tensors: Sequence[str],
         numbers: str,
         outputs: int,
-        choose: Callable[[Sequence[Tensor | None]], Any],
+        choose: Callable[[Tensor], Any],
         forward: Callable[..., tuple[Tensor, ...]],
         backward: Callable[..., tuple[Tensor | None, ...]],
         fake: Callable[..., tuple[Tensor, ...]],
@@ -56,7 +56,7 @@ class Operation:
 
     def run(self, kernels: Any, arguments: Sequence) -> tuple[Tensor, ...]:
         tensors = [t if t is None else t.detach() for t in arguments[: self.arity]]
-        with no_autocast(tensors[0].device.type):
+        with no_autocast(arguments[0].device.type):
             return self.forward(kernels, *tensors, *arguments[self.arity :])
 
     def pull(self, kernels: Any, grad: Tensor, outputs, tensors, numbers, wanted) -> tuple[Tensor | None, ...]:
@@ -68,11 +68,11 @@ class Operation:
             return arguments[:outputs], arguments[outputs : outputs + self.arity], arguments[outputs + self.arity :]
 
         def forward(*arguments):
-            return _unpacked(self.run(self.choose(arguments[: self.arity]), arguments))
+            return _unpacked(self.run(self.choose(arguments[0]), arguments))
 
         def backward(grad, *arguments):
             kept, tensors, (*numbers, wanted) = split(arguments)
-            grads = self.pull(self.choose(tensors), grad, kept, tensors, numbers, wanted)
+            grads = self.pull(self.choose(tensors[0]), grad, kept, tensors, numbers, wanted)
             return _unpacked([grad.new_empty(0) if g is None else g for g in grads])
 
         def backward_fake(grad, *arguments):
@@ -114,8 +114,8 @@ def _unpacked(results: Sequence[Tensor]) -> Tensor | tuple[Tensor, ...]:
 class _Eager(torch.autograd.Function):
     @staticmethod
     def forward(ctx, operation, *arguments):
-        tensors = arguments[: operation.arity]
-        ctx.operation, ctx.kernels, ctx.numbers = operation, operation.choose(tensors), arguments[operation.arity :]
+        tensors, ctx.numbers = arguments[: operation.arity], arguments[operation.arity :]
+        ctx.operation, ctx.kernels = operation, operation.choose(tensors[0])
         outputs = operation.run(ctx.kernels, arguments)
         ctx.save_for_backward(*tensors, *outputs)
         ctx.mark_non_differentiable(*outputs[1:])

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from metric_kernels.core import arithmetic
-from metric_kernels.vectors import check_order, triplet_losses
+from metric_kernels.vectors import check_order, triplet_loss
 
 _REDUCTIONS = ("none", "mean", "sum")
-# A sum is one of sums of so many, whatever the number of threads.
-_BLOCK = 1024
 
 
 def triplet_margin(
@@ -66,14 +63,17 @@ def triplet_margin(
     shape = _checked_shape(points)
     dtype = torch.promote_types(torch.promote_types(anchor.dtype, positive.dtype), negative.dtype)
     computed = arithmetic(dtype)
-    rows = [t.to(computed).expand(shape).reshape(shape[:-1].numel(), shape[-1]) for t in points.values()]
-    losses = triplet_losses(*rows, float(margin), check_order(p), float(eps), bool(swap))
-    if computed != dtype and torch.is_autocast_enabled(anchor.device.type):
-        dtype = computed
+    anchor, positive, negative = (_rows(t.to(computed), shape) for t in points.values())
+    loss = triplet_loss(anchor, positive, negative, float(margin), check_order(p), float(eps), bool(swap), reduction)
     if reduction == "none":
-        return losses.view(shape[:-1]).to(dtype)
-    total = F.pad(losses, (0, -len(losses) % _BLOCK)).view(-1, _BLOCK).sum(1).sum()
-    return (total / max(len(losses), 1) if reduction == "mean" else total).to(dtype)
+        loss = loss.view(shape[:-1])
+    # As torch's own losses are, it is float32 in an autocast region.
+    return loss if computed != dtype and torch.is_autocast_enabled(anchor.device.type) else loss.to(dtype)
+
+
+def _rows(t: Tensor, shape: torch.Size) -> Tensor:
+    t = t if t.shape == shape else t.expand(shape)
+    return t if t.ndim == 2 else t.reshape(shape[:-1].numel(), shape[-1])
 
 
 def _checked_shape(points: dict[str, Tensor]) -> torch.Size:

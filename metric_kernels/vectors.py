@@ -27,14 +27,16 @@ What the ``vectors`` kernels of a backend do, on sets and rows that are not empt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from metric_kernels import backends
 from metric_kernels.once import once
 from metric_kernels.operation import Operation
+
+# A long sum is one of sums of so many, whatever the number of threads.
+_BLOCK = 1024
 
 
 def check_order(p: object) -> float:
@@ -52,15 +54,15 @@ def distance_matrix(x: Tensor, y: Tensor | None, kind: str, p: float) -> Tensor:
     return _distances(x, y, kind, check_order(p))[0]
 
 
-def triplet_losses(
-    anchor: Tensor, positive: Tensor, negative: Tensor, margin: float, p: float, eps: float, swap: bool
+def triplet_loss(
+    anchor: Tensor, positive: Tensor, negative: Tensor, margin: float, p: float, eps: float, swap: bool, reduction: str
 ) -> Tensor:
-    """Losses (N,) of three (N, D) of one arithmetic type."""
-    return _triplets(anchor, positive, negative, margin, p, eps, swap)[0]
+    """Losses (N,) of three (N, D) of one arithmetic type, or with a ``reduction`` other than "none" their mean or sum."""
+    return _triplets(anchor, positive, negative, margin, p, eps, swap, reduction)[0]
 
 
-def _kernels(tensors: Sequence[Tensor | None]):
-    return backends.kernels("vectors", tensors[0].device, tensors[0].dtype)
+def _kernels(x: Tensor):
+    return backends.kernels("vectors", x.device, x.dtype)
 
 
 def _distances_forward(kernels, x, y, kind, p):
@@ -99,32 +101,45 @@ _distances = Operation(
 )
 
 
-def _triplets_forward(kernels, anchor, positive, negative, margin, p, eps, swap):
-    if not anchor.numel():
-        return anchor.new_full((len(anchor),), margin), anchor.new_zeros(3 if swap else 2, len(anchor))
-    distances, losses = anchor.new_empty(3 if swap else 2, len(anchor)), anchor.new_empty(len(anchor))
-    kernels.triplet_losses(p, margin, eps, swap, anchor, positive, negative, distances, losses)
-    return losses, distances
+def _triplets_forward(kernels, anchor, positive, negative, margin, p, eps, swap, reduction):
+    number = len(anchor)
+    distances, losses = anchor.new_empty(3 if swap else 2, number), anchor.new_empty(number)
+    if anchor.numel():
+        kernels.triplet_losses(p, margin, eps, swap, anchor, positive, negative, distances, losses)
+    else:
+        distances.zero_()
+        losses.fill_(margin)
+    if reduction == "none":
+        return losses, distances
+    if number > _BLOCK:
+        losses = pad(losses, (0, -number % _BLOCK)).view(-1, _BLOCK).sum(1)
+    return losses.sum().div_(_divisor(number, reduction)), distances
 
 
 def _triplets_backward(kernels, grad, outputs, tensors, numbers, wanted):
-    margin, p, eps, swap = numbers
+    margin, p, eps, swap, reduction = numbers
+    number = len(tensors[0])
     grads = tuple(torch.empty_like(t, memory_format=torch.contiguous_format) if w else None for t, w in zip(tensors, wanted))
     if tensors[0].numel():
-        kernels.triplet_grads(p, margin, eps, swap, *tensors, outputs[1], grad, grads)
+        g = (grad / _divisor(number, reduction)).expand(number)
+        kernels.triplet_grads(p, margin, eps, swap, *tensors, outputs[1], g, grads)
     return grads
 
 
+def _divisor(number: int, reduction: str) -> int:
+    return max(number, 1) if reduction == "mean" else 1
+
+
 _triplets = Operation(
-    "triplet_losses",
+    "triplet_loss",
     ("anchor", "positive", "negative"),
-    "float margin, float p, float eps, bool swap",
+    "float margin, float p, float eps, bool swap, str reduction",
     2,
     _kernels,
     _triplets_forward,
     _triplets_backward,
-    lambda anchor, positive, negative, margin, p, eps, swap: (
-        anchor.new_empty(anchor.shape[0]),
+    lambda anchor, positive, negative, margin, p, eps, swap, reduction: (
+        anchor.new_empty(anchor.shape[:1] if reduction == "none" else ()),
         anchor.new_empty(3 if swap else 2, anchor.shape[0]),
     ),
 )

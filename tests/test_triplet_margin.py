@@ -221,11 +221,11 @@ def test_in_one_graph(swap, reduction):
     torch.testing.assert_close(value_and_grads(compiled, *points), value_and_grads(run, *points))
 
 
-@pytest.mark.parametrize("swap", [False, True], ids=["plain", "swap"])
-def test_the_operator(swap):
+@pytest.mark.parametrize("swap, reduction", [(False, "mean"), (True, "none")])
+def test_the_operator(swap, reduction):
     points = tuple(t.requires_grad_() for t in rows(5, 7))
     for given in (points, (points[0], points[1].detach(), points[2])):
-        torch.library.opcheck(torch.ops.metric_kernels.triplet_losses.default, (*given, 1.0, 2.0, 1e-6, swap))
+        torch.library.opcheck(torch.ops.metric_kernels.triplet_loss.default, (*given, 1.0, 2.0, 1e-6, swap, reduction))
 
 
 ONES = torch.ones(3, 2)

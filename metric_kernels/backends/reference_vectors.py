@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from metric_kernels import core
 from metric_kernels.vectors import jensen_shannon, jensen_shannon_slope
 
-# Coordinates of pairs at a time, if those of a single row are not more.
-_CHUNK = 1 << 20
+# Bytes of coordinates of pairs at a time that stay in a processor's cache.
+_CHUNK = 4 << 20
 
 
 def distances(kind: str, p: float, x: Tensor, y: Tensor, out: Tensor):
@@ -84,7 +85,9 @@ def triplet_grads(
 
 
 def _chunks(x: Tensor, y: Tensor) -> Iterator[slice]:
-    size = max(1, _CHUNK // max(1, y.numel()))
+    """Some rows at a time, one at least, whose pairs fit a processor's cache, or on a GPU the workspace."""
+    size = _CHUNK if x.device.type == "cpu" else core.workspace() // 4
+    size = max(1, size // max(1, y.numel() * y.itemsize))
     return (slice(i, i + size) for i in range(0, len(x), size))
 
 

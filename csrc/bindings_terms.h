@@ -54,6 +54,9 @@ template <class T> T* whole(const char* name, py::array& a, int64_t rows, int64_
   return data;
 }
 
+// None where nobody wants to know.
+using Counted = std::optional<py::array>;
+
 Shape shape_named(const std::string& name) {
   if (name == "hinge") return Shape::hinge;
   if (name == "squared_hinge") return Shape::squared_hinge;
@@ -69,25 +72,25 @@ template <class T> Cost<T> checked_cost(const std::string& shape, double low, do
 
 template <class T>
 void ranks(const Terms& terms, const ValuesArguments& a, double sign, const py::array& lists, const py::array& which,
-           double margin, py::array& totals, py::array& counts, py::array& below) {
+           double margin, py::array& totals, py::array& counts, Counted& below) {
   const Values<T> tile = checked<T>(a);
   const Lists<T> of = checked_lists<T>(lists, which, tile.m);
   double* sum = vector_out<double>("totals", totals, tile.m);
   int64_t* number = vector_out<int64_t>("counts", counts, tile.m);
-  int64_t* under = whole<int64_t>("below", below, of.number, of.length);
+  int64_t* under = below ? whole<int64_t>("below", *below, of.number, of.length) : nullptr;
   py::gil_scoped_release release;
   terms.ordered<T>().ranks(tile, T(sign), of, T(margin), sum, number, under);
 }
 
 template <class T>
 void rank_grads(const Terms& terms, const ValuesArguments& a, double sign, const py::array& lists, const py::array& which,
-                double margin, const py::array& scale, py::array& g, py::array& below) {
+                double margin, const py::array& scale, py::array& g, Counted& below) {
   const Values<T> tile = checked<T>(a);
   const Lists<T> of = checked_lists<T>(lists, which, tile.m);
   const T* factors = vector<T>("scale", scale, tile.m);
   int64_t stride;
   T* out = writable<T>("g", g, tile.m, tile.n, stride);
-  int64_t* under = whole<int64_t>("below", below, of.number, of.length);
+  int64_t* under = below ? whole<int64_t>("below", *below, of.number, of.length) : nullptr;
   py::gil_scoped_release release;
   terms.ordered<T>().rank_grads(tile, T(sign), of, T(margin), factors, out, stride, under);
 }
@@ -172,10 +175,10 @@ void histogram_grads(const Terms& terms, const ValuesArguments& a, double low, d
 #define BY_TYPE(call) (holds_doubles(v) ? call<double> : call<float>)
 
 template <class Active> void define_terms(py::module_& m, Active terms) {
-  m.def("ranks", [terms](VALUES, LISTS, double margin, py::array totals, py::array counts, py::array below) {
+  m.def("ranks", [terms](VALUES, LISTS, double margin, py::array totals, py::array counts, Counted below) {
     BY_TYPE(ranks)(terms(), VALUES_ARGUMENTS, sign, lists, which, margin, totals, counts, below);
   });
-  m.def("rank_grads", [terms](VALUES, LISTS, double margin, py::array scale, py::array g, py::array below) {
+  m.def("rank_grads", [terms](VALUES, LISTS, double margin, py::array scale, py::array g, Counted below) {
     BY_TYPE(rank_grads)(terms(), VALUES_ARGUMENTS, sign, lists, which, margin, scale, g, below);
   });
   m.def("sums", [terms](VALUES, LISTS, double margin, std::string shape, double low, double high, py::array totals, py::array counts) {

@@ -101,7 +101,7 @@ def wrong_arrays():
                 known = {k: v for k, v in known.items() if k not in ("longer", "fewer_rows")}
             if name == "lists":  # as many and as long as one likes, but for what goes with them
                 known = {k: v for k, v in known.items() if k not in ("shorter", "longer", "fewer_rows", "empty")}
-            if name == "norm_grad":
+            if name in ("norm_grad", "below"):
                 del known["none"]
             for mistake, (spoil, _) in known.items():
                 yield pytest.param(entry, name, spoil, id=f"{entry}-{name}-{mistake}")

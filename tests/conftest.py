@@ -23,6 +23,14 @@ def _seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def threads():
+    """Sets torch's number of threads, until the end of the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _poisoned_memory():
     """Fresh memory holds NaN and the largest integers, so that an output that nobody wrote cannot pass.

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 import os
-import signal
 import subprocess
 import sys
 import threading
-import time
 
 import numpy as np
 import pytest
 import torch
 from accuracy import assert_accurate
 from cases import BACKENDS, LOSSES, embeddings, value_and_grads
+from forked import works_in_a_forked_child
 
 from metric_kernels import backends, extremes, fn, losses, row_extremes
 from metric_kernels.distances import LpDistance
@@ -516,13 +515,6 @@ def assert_identical(found, expected):
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("openmp", [True, False], ids=["OpenMP", "Python threads"])
 def test_the_number_of_threads_changes_nothing(threads, monkeypatch, openmp):
     if not openmp:
@@ -558,20 +550,4 @@ def test_calls_from_several_threads_at_once(threads):
 def test_a_forked_child_has_no_threads_to_wait_for(threads):
     threads(2)
     expected, again = LargePass().run(), LargePass()
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            assert_identical(again.run(), expected)
-            code = 0
-        finally:
-            os._exit(code)
-    for _ in range(600):
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            break
-        time.sleep(0.1)
-    else:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    assert done and status == 0
+    assert works_in_a_forked_child(lambda: assert_identical(again.run(), expected))

@@ -5,11 +5,12 @@ import itertools
 import pytest
 import torch
 from accuracy import assert_accurate
-from cases import QUICK_BACKENDS, embeddings, unbalanced_labels, value_and_grads
+from cases import BACKENDS, embeddings, unbalanced_labels, value_and_grads
 
-from metric_kernels import distances, ops, use_backend, use_workspace
+from metric_kernels import backends, distances, ops, use_backend, use_workspace
 from metric_kernels.ordered import NEGATIVES
 
+COMPILED = ["native", "numba"]
 DISTANCES = {
     "cosine": distances.CosineSimilarity(),
     "euclidean": distances.LpDistance(),
@@ -18,6 +19,17 @@ DISTANCES = {
     "snr": distances.SNRDistance(),
 }
 SYMMETRIC = ["cosine", "euclidean", "squared"]
+
+
+def cases(kinds):
+    """Backends and distances. Numba takes a second to compile a metric: all but two are for the nightly run."""
+    slow = {("numba", kind): [pytest.mark.slow] for kind in kinds if kind not in ("euclidean", "manhattan")}
+    return [
+        pytest.param(*backend.values, kind, marks=[*backend.marks, *slow.get((*backend.values, kind), [])])
+        for backend, kind in itertools.product(BACKENDS, kinds)
+    ]
+
+
 SHAPES = {
     "hinge": lambda t: t.clamp_min(0),
     "squared_hinge": lambda t: t.clamp_min(0) ** 2,
@@ -110,8 +122,7 @@ def check(actual, expected, inputs, weights):
 @pytest.mark.parametrize("workspace", [1 << 20, 0], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("with_ref", [False, True], ids=["self", "reference"])
-@pytest.mark.parametrize("kind", DISTANCES)
-@pytest.mark.parametrize("backend", QUICK_BACKENDS)
+@pytest.mark.parametrize("backend, kind", cases(DISTANCES))
 def test_triplets(backend, kind, with_ref, shape, workspace):
     x, ref, labels, ref_labels = setting(with_ref)
     options = {"margin": 0.1, "shape": shape, "distance": DISTANCES[kind], "backend": backend}
@@ -147,8 +158,7 @@ def semi_hard(x, ref, labels, ref_labels, kind, margin, shape):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("with_ref", [False, True], ids=["self", "reference"])
-@pytest.mark.parametrize("kind", DISTANCES)
-@pytest.mark.parametrize("backend", QUICK_BACKENDS)
+@pytest.mark.parametrize("backend, kind", cases(DISTANCES))
 def test_semi_hard_triplets(backend, kind, with_ref, shape):
     x, ref, labels, ref_labels = setting(with_ref)
     options = {"margin": 0.3, "shape": shape, "distance": DISTANCES[kind], "backend": backend}
@@ -169,8 +179,7 @@ def test_semi_hard_triplets(backend, kind, with_ref, shape):
 
 @pytest.mark.parametrize("margin", [0.2, 0.0, -0.1])
 @pytest.mark.parametrize("negatives", NEGATIVES)
-@pytest.mark.parametrize("kind", SYMMETRIC)
-@pytest.mark.parametrize("backend", QUICK_BACKENDS)
+@pytest.mark.parametrize("backend, kind", cases(SYMMETRIC))
 def test_quadruplets(backend, kind, negatives, margin):
     x, labels = embeddings(12, 5), unbalanced_labels(12)
 
@@ -189,7 +198,7 @@ def test_quadruplets(backend, kind, negatives, margin):
 @pytest.mark.parametrize("per_anchor", [False, True], ids=["one", "per_anchor"])
 @pytest.mark.parametrize("with_ref", [False, True], ids=["self", "reference"])
 @pytest.mark.parametrize("kind, low, high", [("cosine", -1.0, 1.0), ("squared", 1.0, 9.0), ("manhattan", 0.0, 8.0)])
-@pytest.mark.parametrize("backend", QUICK_BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_histograms(backend, kind, low, high, with_ref, per_anchor):
     x, ref, labels, ref_labels = setting(with_ref)
     options = {"low": low, "high": high, "bins": 7, "per_anchor": per_anchor, "distance": DISTANCES[kind], "backend": backend}
@@ -213,15 +222,16 @@ def test_long_and_short_lists_agree(size):
     """Positives are compared one by one where there are few, and found by bisection where there are many."""
     x, labels = embeddings(600, 8), torch.arange(600) // size
     for run in (lambda: ops.batch_all_triplet(x, labels), lambda: ops.batch_all_quadruplet(x, labels)):
-        with use_backend("native"):
-            found = run()
         with use_backend("reference"):
             expected = run()
-        assert torch.equal(found.active, expected.active) and torch.equal(found.valid, expected.valid)
-        torch.testing.assert_close(found.loss, expected.loss)
+        for name in COMPILED:
+            with use_backend(name):
+                found = run()
+            assert torch.equal(found.active, expected.active) and torch.equal(found.valid, expected.valid)
+            torch.testing.assert_close(found.loss, expected.loss)
 
 
-@pytest.mark.parametrize("backend", QUICK_BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_disjoint_quadruplets_are_all_but_the_triplets(backend):
     x, labels = embeddings(40, 6), unbalanced_labels(40)
     every, disjoint = (ops.batch_all_quadruplet(x, labels, negatives=n, backend=backend) for n in ("all", "disjoint"))
@@ -230,18 +240,19 @@ def test_disjoint_quadruplets_are_all_but_the_triplets(backend):
         torch.testing.assert_close(one - other, part.sum())
 
 
-def test_counts_beyond_32_bits():
+@pytest.mark.parametrize("backend", COMPILED)
+def test_counts_beyond_32_bits(backend):
     labels = torch.arange(4096) % 2
     x = torch.nn.functional.one_hot(labels, 2).float()
-    found = ops.batch_all_triplet(x, labels, margin=2.0, backend="native")
+    found = ops.batch_all_triplet(x, labels, margin=2.0, backend=backend)
     assert found.valid.sum() == 4096 * 2047 * 2048 == found.active.sum()
-    found = ops.batch_all_quadruplet(x, labels, margin=2.0, negatives="all", backend="native")
+    found = ops.batch_all_quadruplet(x, labels, margin=2.0, negatives="all", backend=backend)
     assert found.active == found.valid == 2 * (2048 * 2047 // 2) * 2048**2
     torch.testing.assert_close(found.loss / found.active, torch.tensor(2 - 2**0.5, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("backend", QUICK_BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_other_types(backend, dtype):
     x, labels = embeddings(40, 16, dtype=dtype), unbalanced_labels(40)
     for run in (
@@ -266,7 +277,7 @@ RUNS = {
 
 @pytest.mark.parametrize("labels", [[], [3], [0, 0], [0, 1], [0, 0, 0], [0, 1, 2], [0, 0, 1]], ids=str)
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
-@pytest.mark.parametrize("backend", QUICK_BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_degenerate_batches(backend, run, labels):
     labels = torch.tensor(labels, dtype=torch.int64)
     loss, (grad,) = value_and_grads(lambda x: run(x, labels, backend=backend), embeddings(len(labels), 4))
@@ -274,7 +285,7 @@ def test_degenerate_batches(backend, run, labels):
 
 
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
-@pytest.mark.parametrize("backend", QUICK_BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_nan_reaches_the_value(backend, run):
     x = embeddings(12, 4)
     x[3, 1] = torch.nan
@@ -282,7 +293,7 @@ def test_a_nan_reaches_the_value(backend, run):
 
 
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
-@pytest.mark.parametrize("backend", QUICK_BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_repeatable_and_differentiable_once(backend, run):
     x, labels = embeddings(700, 8, dtype=torch.float32).requires_grad_(), unbalanced_labels(700)
     (first,), (second,) = (torch.autograd.grad(run(x, labels, backend=backend), x, create_graph=True) for _ in range(2))
@@ -307,9 +318,10 @@ def test_wrong_arguments(call, message):
         call(embeddings(4), torch.tensor([0, 0, 1, 1]))
 
 
-def test_a_backend_without_the_kernels_says_so():
-    with pytest.raises(RuntimeError, match="backend 'numba' cannot run ordered terms on cpu in .*: has no kernels for ordered"):
-        ops.batch_all_triplet(embeddings(4), torch.tensor([0, 0, 1, 1]), backend="numba")
+def test_a_backend_without_the_kernels_says_so(monkeypatch):
+    monkeypatch.setattr(backends.load("triton"), "unsuited", lambda device, dtype: None)
+    with pytest.raises(RuntimeError, match="'triton' cannot run ordered terms on cpu in .*: has no kernels for ordered"):
+        ops.batch_all_triplet(embeddings(4), torch.tensor([0, 0, 1, 1]), backend="triton")
 
 
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)

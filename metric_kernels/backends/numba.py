@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib
 import itertools
 import os
 from collections.abc import Callable
@@ -64,6 +65,26 @@ class NumbaBackend(StageByStage):
         _run(op, tile, ("input_grads", stage, swapped), **_sides(rows, cols), out=out)
         return out
 
+    @functools.cached_property
+    def ordered(self):
+        return importlib.import_module("metric_kernels.backends.numba_ordered")
+
+    @functools.cached_property
+    def binned(self):
+        return importlib.import_module("metric_kernels.backends.numba_binned")
+
+    def values(self, metric: type, tile: Tile) -> Tensor:
+        return _terms().values(metric, tile)
+
+    def slopes(self, metric: type, tile: Tile, g: Tensor, norm_grad: Tensor | None) -> None:
+        _terms().slopes(metric, tile, g, norm_grad)
+
+
+def _terms():
+    from metric_kernels.backends import numba_terms
+
+    return numba_terms
+
 
 def _kernels():
     """Imported on first use, with Numba."""
@@ -81,28 +102,35 @@ def _run(op: Op, tile: Tile, what: tuple, **arrays: Tensor | None) -> None:
     """Calls a kernel on the rows of a tile, in as many threads as torch would use."""
     kernel = _kernels().kernel(op.formula, op.metric, _DTYPES[tile.s.dtype], *what)
     columns = tile.s.shape[1]
-    threads = 1 if _forked else max(1, min(torch.get_num_threads(), tile.s.numel() // _SHARE))
+    threads, share = shared_out(*tile.s.shape)
     arrays.update(s=tile.s, row_norms=tile.p, col_norms=tile.q)
     arrays.update(labels=tile.labels.contiguous(), ref_labels=tile.ref_labels.contiguous())
     arrays["numbers"] = tile.s.new_tensor([tile.eps, *itertools.chain.from_iterable(op.params)])
     arrays["scratch"] = tile.s.new_empty(threads * kernel.buffers, columns)
     arrays["found"] = tile.labels.new_empty(threads, columns, dtype=torch.int32)
-    entries = {name: _entry(name, array) for name, array in arrays.items() if array is not None}
-    entries["tile"] = tile.row, tile.diagonal, max(1, _SHARE // max(1, columns))
+    entries = {name: entry(name, array) for name, array in arrays.items() if array is not None}
+    entries["tile"] = tile.row, tile.diagonal, share
     table = np.array([entries.get(name, (0, 0, 0)) for name in _kernels().TABLE], np.int64)
-    _call(kernel.function, table.ctypes.data, threads)
+    call(kernel.function, table.ctypes.data, threads)
 
 
-def _entry(name: str, array: Tensor) -> tuple[int, int, int]:
-    rows, *columns = array.shape
-    if array.device.type != "cpu" or array.stride(-1) != 1 and array.shape[-1] > 1:
+def shared_out(rows: int, columns: int) -> tuple[int, int]:
+    """The threads for a tile, and the rows that each takes at a time."""
+    threads = 1 if _forked else max(1, min(torch.get_num_threads(), rows * columns // _SHARE))
+    return threads, max(1, _SHARE // max(1, columns))
+
+
+def entry(name: str, array: Tensor) -> tuple[int, int, int]:
+    rows, columns = array.shape if array.dim() == 2 else (1, len(array))
+    distance = array.stride(0) if rows > 1 and columns else columns
+    if array.device.type != "cpu" or (array.stride(-1) != 1 and columns > 1) or distance < columns:
         raise ValueError(
             f"{name}: expected rows of contiguous numbers on the cpu, got strides {array.stride()} on {array.device}"
         )
-    return (array.data_ptr(), rows, array.stride(0)) if columns else (array.data_ptr(), 1, rows)
+    return array.data_ptr(), rows, distance
 
 
-def _call(function: object, table: int, threads: int) -> None:
+def call(function: object, table: int, threads: int) -> None:
     """Every call takes rows from the same counter until none is left."""
     if threads == 1:
         function.ctypes(table)

@@ -25,21 +25,15 @@ from typing import NamedTuple
 import numba
 import numpy as np
 from numba import types
-from numba.extending import intrinsic
 
 from metric_kernels.backends import numba_fn
-from metric_kernels.backends.numba_fn import OPTIONS, typed
-from metric_kernels.language import Formula, bind
+from metric_kernels.backends.numba_jit import EXACT, formula_function, jit, jit_sum, matrix, pointer, take
+from metric_kernels.language import Formula
 
-# Nothing is contracted outside of the vocabulary: the weight of a pair is the exponential of its logit less a
-# log-sum-exp, where the error of the logit cancels if the same rounded number went in.
-_EXACT = {**OPTIONS, "fastmath": False}
-_jit = numba.njit(**_EXACT)
-_jit_sum = numba.njit(**{**OPTIONS, "fastmath": {"contract", "reassoc", "nsz"}})
 _LABEL_BLOCK, _SUM_BLOCK = 64, 4096
 
 
-@_jit
+@jit
 def _find(labels, label, own, found):
     """Lists the columns of a label other than ``own``, and after them ``own`` unless it is -1. Returns their number."""
     number = 0
@@ -57,7 +51,7 @@ def _find(labels, label, own, found):
     return number
 
 
-@_jit
+@jit
 def _first(t, top, found, excluded):
     """The first place of an extreme, or of a NaN, that is not one of the excluded; -1 if there is none."""
     for j in range(t.shape[0]):
@@ -80,7 +74,7 @@ def _reductions(dtype: type) -> dict[str, Callable]:
     lowest = (-inf).view(integer) ^ magnitude
     exp, log = numba_fn.exp, numba_fn.log
 
-    @_jit_sum
+    @jit_sum
     def total(t):
         everything = 0.0
         for start in range(0, t.shape[0], _SUM_BLOCK):
@@ -90,14 +84,14 @@ def _reductions(dtype: type) -> dict[str, Callable]:
             everything += part
         return dtype(everything)
 
-    @_jit
+    @jit
     def count(t):
         number = 0
         for j in range(t.shape[0]):
             number += t[j] != zero
         return dtype(number)
 
-    @_jit
+    @jit
     def extreme(t, flip):
         # The bits of floats, those behind a minus inverted, are integers in the same order.
         bits = t.view(integer)
@@ -109,15 +103,15 @@ def _reductions(dtype: type) -> dict[str, Callable]:
         top ^= (top >> places) & magnitude
         return integer(top ^ flip).view(dtype)
 
-    @_jit
+    @jit
     def largest(t):
         return extreme(t, plus)
 
-    @_jit
+    @jit
     def smallest(t):
         return extreme(t, minus)
 
-    @_jit_sum
+    @jit_sum
     def mass(t, top):
         everything = 0.0
         for start in range(0, t.shape[0], _SUM_BLOCK):
@@ -127,7 +121,7 @@ def _reductions(dtype: type) -> dict[str, Callable]:
             everything += part
         return everything
 
-    @_jit
+    @jit
     def lse(t):
         """The value and its scale."""
         top = extreme(t, plus)
@@ -137,32 +131,6 @@ def _reductions(dtype: type) -> dict[str, Callable]:
         return value, exp(dtype(np.float64(value) - top - rest)) if abs(value) < inf else one
 
     return {"total": total, "count": count, "lse": lse, "largest": largest, "smallest": smallest}
-
-
-@intrinsic
-def _pointer(context, address, dtype):
-    """An address as a pointer to numbers of a type."""
-    signature = types.CPointer(dtype.dtype)(address, dtype)
-
-    def generate(context, builder, signature, arguments):
-        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
-
-    return signature, generate
-
-
-@intrinsic
-def _take(context, pointer, amount):
-    """The number at a pointer, which is raised by ``amount`` in the same instant."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.atomic_rmw("add", *arguments, "monotonic")
-
-    return types.int64(types.CPointer(types.int64), types.int64), generate
-
-
-@_jit
-def _matrix(entry, dtype):
-    return numba.carray(_pointer(entry[0], dtype), (entry[1], entry[2]), dtype)
 
 
 # A kernel is given a table of three integers a row: its counters, where the tile is, and for each array its address,
@@ -340,11 +308,6 @@ class _Printer:
 
 
 @functools.cache
-def _compiled(function: Callable, dtype: type) -> Callable:
-    return _jit(typed(bind(function, numba_fn), dtype))
-
-
-@functools.cache
 def kernel(formula: Formula, metric: type, dtype: type, what: str, *arguments: object) -> Kernel:
     """``what(*arguments)`` is a method of the printer: ``stats``, ``input_grads`` or ``weights``."""
     printer = _Printer(formula, metric)
@@ -360,22 +323,22 @@ def kernel(formula: Formula, metric: type, dtype: type, what: str, *arguments: o
     source = re.sub(r"( *)\{(\w+)\}", lambda m: "\n".join(m[1] + line for line in parts[m[2]]), _FRAME)
     zero, inf = dtype(0), dtype(np.inf)
     scope = {
-        **{"carray": numba.carray, "shape": (len(TABLE), 3), "matrix": _matrix, "pointer": _pointer, "take": _take},
+        **{"carray": numba.carray, "shape": (len(TABLE), 3), "matrix": matrix, "pointer": pointer, "take": take},
         **{"real": dtype, "int64": np.int64, "uint32": np.uint32},
         **{"find": _find, "first_of": _first, "exp": numba_fn.exp, "where": numba_fn.where},
         **{"zero": zero, "half": dtype(0.5), "total_of_none": zero, "count_of_none": zero},
         **{"lse_of_none": -inf, "largest_of_none": -inf, "smallest_of_none": inf},
         **_reductions(dtype),
-        **{name: _compiled(getattr(metric, name), dtype) for name in ("value", "dvalue")},
+        **{name: formula_function(getattr(metric, name), dtype) for name in ("value", "dvalue")},
     }
     for number, stage in enumerate(formula.stages):
         functions = {name: getattr(stage, name) for name in ("pair", "dpair", "drow", "dcol")}
-        scope.update({f"{name}{number}": _compiled(f, dtype) for name, f in functions.items() if f is not None})
+        scope.update({f"{name}{number}": formula_function(f, dtype) for name, f in functions.items() if f is not None})
     # Numba quotes the lines that it cannot compile.
     where = f"<{what}{arguments} of {formula.key} on {metric.__name__} in {dtype.__name__}>"
     linecache.cache[where] = (len(source), None, source.splitlines(keepends=True), where)
     exec(compile(source, where, "exec"), scope)
-    return Kernel(numba.cfunc(types.void(types.voidptr), **_EXACT)(scope["kernel"]), size)
+    return Kernel(numba.cfunc(types.void(types.voidptr), **EXACT)(scope["kernel"]), size)
 
 
 def reason_against(formula: Formula, dtype: type) -> str | None:
@@ -385,7 +348,7 @@ def reason_against(formula: Formula, dtype: type) -> str | None:
         arguments = (real,) * (1 + len(stage.rows) + len(stage.cols) + len(stage.params))
         for function in filter(None, (stage.pair, stage.dpair, stage.drow, stage.dcol)):
             try:
-                _compiled(function, dtype).compile(arguments)
+                formula_function(function, dtype).compile(arguments)
             except numba.core.errors.NumbaError as error:
                 lines = [line for line in str(error).splitlines() if not line.startswith("Failed in nopython mode")]
                 return f"{function.__qualname__} does not compile: {lines[0]}"

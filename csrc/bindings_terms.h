@@ -5,6 +5,7 @@
 
 #include "checks.h"
 #include "terms.h"
+#include "transpose.h"
 
 namespace {
 
@@ -147,7 +148,7 @@ void histogram(const Terms& terms, const ValuesArguments& a, double low, double 
   const Values<T> tile = checked<T>(a);
   if (out.ndim() != 2 || out.shape(1) % 2) throw py::value_error("out: expected shape (histograms, 2 * nodes), got " + shape_of(out));
   const Nodes nodes = checked_nodes(low, step, out.shape(1) / 2, out.shape(0), tile.m);
-  if (bits < 1 || bits > 52) throw py::value_error("bits: expected 1 to 52, got " + std::to_string(bits));
+  if (bits < 1 || bits > 50) throw py::value_error("bits: expected 1 to 50, got " + std::to_string(bits));
   int64_t* shares = whole<int64_t>("out", out, out.shape(0), out.shape(1));
   bool* flags = vector_out<bool>("spoiled", spoiled, tile.m);
   py::gil_scoped_release release;
@@ -169,12 +170,25 @@ void histogram_grads(const Terms& terms, const ValuesArguments& a, double low, d
   terms.binned<T>().histogram_grads(tile, nodes, slopes, out, stride);
 }
 
+template <class T> void transpose_added(py::array& a, int threads) {
+  if (a.ndim() != 2) throw py::value_error("a: expected 2 dimensions, got shape " + shape_of(a));
+  int64_t stride;
+  T* data = writable<T>("a", a, a.shape(0), a.shape(0), stride);
+  if (threads < 1 || threads > 1024) throw py::value_error("threads: expected 1 to 1024, got " + std::to_string(threads));
+  const int64_t n = a.shape(0);
+  py::gil_scoped_release release;
+  add_transposed(data, n, stride, threads);
+}
+
 #define VALUES py::array v, py::array labels, py::array ref_labels, int64_t diagonal, int threads
 #define VALUES_ARGUMENTS ValuesArguments { v, labels, ref_labels, diagonal, threads }
 #define LISTS double sign, py::array lists, py::array which
 #define BY_TYPE(call) (holds_doubles(v) ? call<double> : call<float>)
 
 template <class Active> void define_terms(py::module_& m, Active terms) {
+  m.def("add_transposed", [](py::array a, int threads) {
+    (holds_doubles(a) ? transpose_added<double> : transpose_added<float>)(a, threads);
+  });
   m.def("ranks", [terms](VALUES, LISTS, double margin, py::array totals, py::array counts, Counted below) {
     BY_TYPE(ranks)(terms(), VALUES_ARGUMENTS, sign, lists, which, margin, totals, counts, below);
   });

@@ -15,10 +15,8 @@ namespace {
 constexpr int WIDTH = 512;
 constexpr int64_t MOST_BUCKETS = 1 << 16;
 
-// Lists of up to so many values for each lane of a vector register are compared, longer ones looked up.
-#ifndef DIRECT_PER_LANE
-#define DIRECT_PER_LANE 16
-#endif
+// Lists of up to so many values are compared, longer ones looked up: where both take the same time is a matter of the lanes of a
+// vector register, see benchmarks/results/crossover.csv, whose program defines the limit to have each way alone.
 #if defined(__AVX512F__)
 constexpr int64_t REGISTER = 64;
 #elif defined(__AVX2__)
@@ -26,7 +24,11 @@ constexpr int64_t REGISTER = 32;
 #else
 constexpr int64_t REGISTER = 16;
 #endif
-template <class T> constexpr int64_t direct_up_to = DIRECT_PER_LANE * (REGISTER / int64_t(sizeof(T)));
+#ifdef DIRECT_UP_TO
+template <class T> constexpr int64_t direct_up_to = DIRECT_UP_TO;
+#else
+template <class T> constexpr int64_t direct_up_to = 3 * (REGISTER / int64_t(sizeof(T)));
+#endif
 constexpr int64_t ONE_THREAD_BELOW = 1 << 12;
 
 template <class T> struct Chunk {
@@ -76,13 +78,15 @@ template <class T> struct Active {
 };
 
 // A sorted list that is searched often: the range of its values is cut into equal buckets, and `start[q]` values lie in those
-// before bucket q. Rounding keeps the order, so that a value is only ever compared with those of its own bucket.
+// before bucket q. Rounding keeps the order: values of later buckets are larger, so that a search that begins at start[q] and
+// takes no more steps than the fullest bucket needs ends in bucket q.
 template <class T> struct Searched {
   const T* list = nullptr;
   int64_t length = 0;
   T low = T(0), scale = T(0);
-  int32_t last = 0, longest = 0;
+  int32_t last = 0, first_step = 0;
   std::vector<int32_t> start;
+  std::vector<T> padded;  // with inf, so that a step beyond the end is never taken
 
   int32_t bucket(T u) const {
     T place = (u - low) * scale;
@@ -101,8 +105,12 @@ template <class T> struct Searched {
     scale = T(buckets) / (list[length - 1] - low);
     start.assign(buckets + 1, 0);
     for (int64_t k = 0; k < length; ++k) ++start[bucket(list[k]) + 1];
-    longest = *std::max_element(start.begin(), start.end());
+    const int32_t fullest = *std::max_element(start.begin(), start.end());
     for (int64_t q = 0; q < buckets; ++q) start[q + 1] += start[q];
+    first_step = 1;
+    while (2 * first_step <= fullest) first_step *= 2;
+    padded.assign(list, list + length);
+    padded.resize(length + 2 * first_step, std::numeric_limits<T>::infinity());
   }
 
   T top() const { return length ? list[length - 1] : -std::numeric_limits<T>::infinity(); }
@@ -120,22 +128,9 @@ template <class T> struct Searched {
       return;
     }
     // above[j] is the place up to which all values are known not to be above u.
-    int32_t end[WIDTH];
-    for (int j = 0; j < number; ++j) {
-      const int32_t q = bucket(u[j]);
-      above[j] = start[q], end[j] = start[q + 1];
-    }
-    int32_t left = longest;
-    while (left > 0) {
-      const int32_t half = (left + 1) / 2;
-      for (int j = 0; j < number; ++j) {
-        const int32_t next = above[j] + half;
-        const bool fits = next <= end[j];
-        const T probe = list[fits ? next - 1 : 0];
-        above[j] = fits && !(probe > u[j]) ? next : above[j];
-      }
-      left -= half;
-    }
+    for (int j = 0; j < number; ++j) above[j] = start[bucket(u[j])];
+    for (int32_t step = first_step; step; step /= 2)
+      for (int j = 0; j < number; ++j) above[j] += padded[above[j] + step - 1] <= u[j] ? step : 0;
     for (int j = 0; j < number; ++j) above[j] = int32_t(length) - above[j];
   }
 };

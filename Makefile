@@ -9,6 +9,7 @@ SOURCES := pyproject.toml constraints.txt setup.py $(wildcard csrc/*) $(wildcard
 
 help:
 	@echo "make demo      train on handwritten digits, compare with other libraries, draw pictures"
+	@echo "               with ARGS='--loss HistogramLoss' for another loss, ARGS=--help for all options"
 	@echo "make test      run the tests, with branch coverage"
 	@echo "make bench     measure against the matrix products, torch.compile and pytorch-metric-learning"
 	@echo "make aot       compile every Triton kernel for sm_80 and sm_90; no GPU needed"

@@ -5,6 +5,7 @@
 
 #include "checks.h"
 #include "terms.h"
+#include "transpose.h"
 
 namespace {
 
@@ -54,6 +55,9 @@ template <class T> T* whole(const char* name, py::array& a, int64_t rows, int64_
   return data;
 }
 
+// None where nobody wants to know.
+using Counted = std::optional<py::array>;
+
 Shape shape_named(const std::string& name) {
   if (name == "hinge") return Shape::hinge;
   if (name == "squared_hinge") return Shape::squared_hinge;
@@ -69,25 +73,25 @@ template <class T> Cost<T> checked_cost(const std::string& shape, double low, do
 
 template <class T>
 void ranks(const Terms& terms, const ValuesArguments& a, double sign, const py::array& lists, const py::array& which,
-           double margin, py::array& totals, py::array& counts, py::array& below) {
+           double margin, py::array& totals, py::array& counts, Counted& below) {
   const Values<T> tile = checked<T>(a);
   const Lists<T> of = checked_lists<T>(lists, which, tile.m);
   double* sum = vector_out<double>("totals", totals, tile.m);
   int64_t* number = vector_out<int64_t>("counts", counts, tile.m);
-  int64_t* under = whole<int64_t>("below", below, of.number, of.length);
+  int64_t* under = below ? whole<int64_t>("below", *below, of.number, of.length) : nullptr;
   py::gil_scoped_release release;
   terms.ordered<T>().ranks(tile, T(sign), of, T(margin), sum, number, under);
 }
 
 template <class T>
 void rank_grads(const Terms& terms, const ValuesArguments& a, double sign, const py::array& lists, const py::array& which,
-                double margin, const py::array& scale, py::array& g, py::array& below) {
+                double margin, const py::array& scale, py::array& g, Counted& below) {
   const Values<T> tile = checked<T>(a);
   const Lists<T> of = checked_lists<T>(lists, which, tile.m);
   const T* factors = vector<T>("scale", scale, tile.m);
   int64_t stride;
   T* out = writable<T>("g", g, tile.m, tile.n, stride);
-  int64_t* under = whole<int64_t>("below", below, of.number, of.length);
+  int64_t* under = below ? whole<int64_t>("below", *below, of.number, of.length) : nullptr;
   py::gil_scoped_release release;
   terms.ordered<T>().rank_grads(tile, T(sign), of, T(margin), factors, out, stride, under);
 }
@@ -144,7 +148,7 @@ void histogram(const Terms& terms, const ValuesArguments& a, double low, double 
   const Values<T> tile = checked<T>(a);
   if (out.ndim() != 2 || out.shape(1) % 2) throw py::value_error("out: expected shape (histograms, 2 * nodes), got " + shape_of(out));
   const Nodes nodes = checked_nodes(low, step, out.shape(1) / 2, out.shape(0), tile.m);
-  if (bits < 1 || bits > 52) throw py::value_error("bits: expected 1 to 52, got " + std::to_string(bits));
+  if (bits < 1 || bits > 50) throw py::value_error("bits: expected 1 to 50, got " + std::to_string(bits));
   int64_t* shares = whole<int64_t>("out", out, out.shape(0), out.shape(1));
   bool* flags = vector_out<bool>("spoiled", spoiled, tile.m);
   py::gil_scoped_release release;
@@ -166,16 +170,29 @@ void histogram_grads(const Terms& terms, const ValuesArguments& a, double low, d
   terms.binned<T>().histogram_grads(tile, nodes, slopes, out, stride);
 }
 
+template <class T> void transpose_added(py::array& a, int threads) {
+  if (a.ndim() != 2) throw py::value_error("a: expected 2 dimensions, got shape " + shape_of(a));
+  int64_t stride;
+  T* data = writable<T>("a", a, a.shape(0), a.shape(0), stride);
+  if (threads < 1 || threads > 1024) throw py::value_error("threads: expected 1 to 1024, got " + std::to_string(threads));
+  const int64_t n = a.shape(0);
+  py::gil_scoped_release release;
+  add_transposed(data, n, stride, threads);
+}
+
 #define VALUES py::array v, py::array labels, py::array ref_labels, int64_t diagonal, int threads
 #define VALUES_ARGUMENTS ValuesArguments { v, labels, ref_labels, diagonal, threads }
 #define LISTS double sign, py::array lists, py::array which
 #define BY_TYPE(call) (holds_doubles(v) ? call<double> : call<float>)
 
 template <class Active> void define_terms(py::module_& m, Active terms) {
-  m.def("ranks", [terms](VALUES, LISTS, double margin, py::array totals, py::array counts, py::array below) {
+  m.def("add_transposed", [](py::array a, int threads) {
+    (holds_doubles(a) ? transpose_added<double> : transpose_added<float>)(a, threads);
+  });
+  m.def("ranks", [terms](VALUES, LISTS, double margin, py::array totals, py::array counts, Counted below) {
     BY_TYPE(ranks)(terms(), VALUES_ARGUMENTS, sign, lists, which, margin, totals, counts, below);
   });
-  m.def("rank_grads", [terms](VALUES, LISTS, double margin, py::array scale, py::array g, py::array below) {
+  m.def("rank_grads", [terms](VALUES, LISTS, double margin, py::array scale, py::array g, Counted below) {
     BY_TYPE(rank_grads)(terms(), VALUES_ARGUMENTS, sign, lists, which, margin, scale, g, below);
   });
   m.def("sums", [terms](VALUES, LISTS, double margin, std::string shape, double low, double high, py::array totals, py::array counts) {

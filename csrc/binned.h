@@ -1,10 +1,15 @@
 // Kernels of metric_kernels/binned.py: soft histograms as sums of integers, and their slopes in the backward pass.
 #pragma once
+#include <algorithm>
+#include <cstring>
 #include <vector>
 
 #include "values.h"
 
 namespace {
+
+// Columns whose places are found at once.
+constexpr int width = 256;
 
 // The place of a value among the nodes: the lower of its two, and the share of the upper one. Not for NaN.
 template <class T> inline int32_t lower_node(T v, T low, T per_step, int32_t last, T& share) {
@@ -16,9 +21,18 @@ template <class T> inline int32_t lower_node(T v, T low, T per_step, int32_t las
   return node;
 }
 
+// A number from 0 to 2^50, rounded: adding 1.5 * 2^52 leaves the integer in the low bits.
+inline int64_t rounded(double x) {
+  const double shift = 6755399441055744.0, shifted = x + shift;
+  int64_t bits, zero;
+  std::memcpy(&bits, &shifted, 8);
+  std::memcpy(&zero, &shift, 8);
+  return bits - zero;
+}
+
 template <class T> void histogram(const Values<T>& tile, const Nodes& nodes, int bits, int64_t* out, bool* spoiled) {
-  const int64_t size = 2 * nodes.number;
-  const T low = T(nodes.low), per_step = T(1 / nodes.step), unit = T(int64_t(1) << bits);
+  const int64_t size = 2 * nodes.number, one = int64_t(1) << bits;
+  const T low = T(nodes.low), per_step = T(1 / nodes.step);
   const int32_t last = int32_t(nodes.number - 1);
 #pragma omp parallel num_threads(tile.threads) if (tile.m * tile.n >= (1 << 12))
   {
@@ -26,20 +40,30 @@ template <class T> void histogram(const Values<T>& tile, const Nodes& nodes, int
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < tile.m; ++i) {
       int64_t* row = nodes.per_anchor ? out + i * size : own.data();
-      const T* v = tile.v + i * tile.stride;
-      const int64_t self = tile.diagonal < 0 ? -1 : tile.diagonal + i;
-      for (int64_t j = 0; j < tile.n; ++j) {
-        if (j == self) continue;
-        if (v[j] != v[j]) {
-          spoiled[i] = true;
-          continue;
+      const int64_t self = tile.diagonal < 0 ? -1 : tile.diagonal + i, label = tile.labels[i];
+      const int32_t negative = int32_t(nodes.number);
+      for (int64_t j0 = 0; j0 < tile.n; j0 += width) {
+        const int len = int(std::min<int64_t>(width, tile.n - j0));
+        const T* v = tile.v + i * tile.stride + j0;
+        const int64_t* other = tile.ref_labels + j0;
+        // All places at once, then one share after another.
+        int32_t place[width];
+        int64_t lower[width], upper[width];
+        int32_t bad = 0;
+        for (int j = 0; j < len; ++j) {
+          T share;
+          place[j] = lower_node(v[j], low, per_step, last, share) + (other[j] == label ? 0 : negative);
+          const int64_t counts = v[j] == v[j] ? one : 0;
+          upper[j] = counts ? rounded(double(share) * double(one)) : 0;
+          lower[j] = counts - upper[j];
+          bad |= (v[j] != v[j]) & (j0 + j != self);
         }
-        T share;
-        const int32_t node = lower_node(v[j], low, per_step, last, share);
-        const int64_t upper = std::llrint(double(share * unit));
-        int64_t* at = row + (tile.ref_labels[j] == tile.labels[i] ? 0 : nodes.number) + node;
-        at[0] += (int64_t(1) << bits) - upper;
-        at[1] += upper;
+        if (self >= j0 && self < j0 + len) lower[self - j0] = upper[self - j0] = 0;
+        if (bad) spoiled[i] = true;
+        for (int j = 0; j < len; ++j) {
+          row[place[j]] += lower[j];
+          row[place[j] + 1] += upper[j];
+        }
       }
     }
     if (!nodes.per_anchor) {
@@ -56,7 +80,7 @@ void histogram_grads(const Values<T>& tile, const Nodes& nodes, const T* tables,
   const int32_t last = int32_t(nodes.number - 1);
 #pragma omp parallel num_threads(tile.threads) if (tile.m * tile.n >= (1 << 12))
   {
-    std::vector<T> slopes(size);
+    std::vector<T> slopes(size + 1);  // and 0 for what has none
     int64_t known = -1;
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < tile.m; ++i) {
@@ -65,15 +89,21 @@ void histogram_grads(const Values<T>& tile, const Nodes& nodes, const T* tables,
         for (int64_t k = 0; k + 1 < size; ++k) slopes[k] = (tables[table * size + k + 1] - tables[table * size + k]) * per_step;
         known = table;
       }
-      const T* v = tile.v + i * tile.stride;
-      T* out = g + i * g_stride;
       const int64_t self = tile.diagonal < 0 ? -1 : tile.diagonal + i, label = tile.labels[i];
-      for (int64_t j = 0; j < tile.n; ++j) {
-        const bool inside = v[j] >= low && v[j] <= high && j != self;
-        T share;
-        const int32_t node = lower_node(inside ? v[j] : low, low, per_step, last, share);
-        const T w = slopes[(tile.ref_labels[j] == label ? 0 : nodes.number) + node];
-        out[j] += inside ? w : T(0);
+      const int32_t negative = int32_t(nodes.number), nowhere = int32_t(size);
+      for (int64_t j0 = 0; j0 < tile.n; j0 += width) {
+        const int len = int(std::min<int64_t>(width, tile.n - j0));
+        const T* v = tile.v + i * tile.stride + j0;
+        const int64_t* other = tile.ref_labels + j0;
+        int32_t place[width];
+        for (int j = 0; j < len; ++j) {
+          T share;
+          const int32_t node = lower_node(v[j], low, per_step, last, share) + (other[j] == label ? 0 : negative);
+          place[j] = (v[j] >= low) & (v[j] <= high) ? node : nowhere;
+        }
+        if (self >= j0 && self < j0 + len) place[self - j0] = nowhere;
+        T* out = g + i * g_stride + j0;
+        for (int j = 0; j < len; ++j) out[j] += slopes[place[j]];
       }
     }
   }

@@ -1,8 +1,8 @@
 // Kernels of metric_kernels/ordered.py: every negative of a row against a sorted list of positive values.
 //
-// A short list is compared value by value, for all columns of a chunk at once and without a branch; in a long one the place
-// of each column is found by bisection, again for all columns of a chunk in step. What comes of a column that is no negative
-// is masked at the end.
+// Only negatives below the largest value of the list matter, few of them in training, and are gathered first. A short list is
+// compared with them value by value; in a long one the place of each is looked up in a table and found by bisection from there,
+// for all of them in step.
 #pragma once
 #include <algorithm>
 #include <vector>
@@ -13,8 +13,22 @@
 namespace {
 
 constexpr int WIDTH = 512;
-// Longer lists are bisected.
-constexpr int64_t DIRECT_UP_TO = 48;
+constexpr int64_t MOST_BUCKETS = 1 << 16;
+
+// Lists of up to so many values are compared, longer ones looked up: where both take the same time is a matter of the lanes of a
+// vector register, see benchmarks/results/crossover.csv, whose program defines the limit to have each way alone.
+#if defined(__AVX512F__)
+constexpr int64_t REGISTER = 64;
+#elif defined(__AVX2__)
+constexpr int64_t REGISTER = 32;
+#else
+constexpr int64_t REGISTER = 16;
+#endif
+#ifdef DIRECT_UP_TO
+template <class T> constexpr int64_t direct_up_to = DIRECT_UP_TO;
+#else
+template <class T> constexpr int64_t direct_up_to = 3 * (REGISTER / int64_t(sizeof(T)));
+#endif
 constexpr int64_t ONE_THREAD_BELOW = 1 << 12;
 
 template <class T> struct Chunk {
@@ -30,145 +44,96 @@ inline bool load(const Values<T>& tile, int64_t i, int64_t j0, T sign, T margin,
   const T* v = tile.v + i * tile.stride + j0;
   const int64_t label = tile.labels[i];
   const int64_t* other = tile.ref_labels + j0;
-  T spoiled = T(0);
+  int32_t spoiled = 0;
   for (int j = 0; j < chunk.len; ++j) {
     chunk.u[j] = sign * v[j] - margin;
     chunk.negative[j] = other[j] != label;
-    spoiled += v[j] != v[j] ? T(1) : T(0);
+    spoiled |= v[j] != v[j];
   }
-  return spoiled > T(0);
+  return spoiled;
 }
 
-// How many values of a sorted list are above each u of a chunk.
-template <class T> inline void number_above(const T* list, int64_t length, const Chunk<T>& chunk, int32_t* above) {
-  for (int j = 0; j < chunk.len; ++j) above[j] = 0;
-  if (length <= DIRECT_UP_TO) {
-    for (int64_t k = 0; k < length; ++k) {
-      const T t = list[k];
-      for (int j = 0; j < chunk.len; ++j) above[j] += t > chunk.u[j];
-    }
-    return;
-  }
-  // above[j] is the place up to which all values are known not to be above u.
-  int64_t left = length;
-  while (left > 0) {
-    const int32_t half = int32_t((left + 1) / 2);
-    for (int j = 0; j < chunk.len; ++j) {
-      const int32_t next = above[j] + half;
-      const bool fits = next <= length;
-      const T probe = list[fits ? next - 1 : length - 1];
-      above[j] = fits && !(probe > chunk.u[j]) ? next : above[j];
-    }
-    left -= half;
-  }
-  for (int j = 0; j < chunk.len; ++j) above[j] = int32_t(length) - above[j];
-}
+// Negatives of a chunk that are below some value of a list, and how many values are above each.
+template <class T> struct Active {
+  int number;
+  T u[WIDTH];
+  int32_t column[WIDTH], above[WIDTH];
 
-// Sums of the c largest values of a list, at [c].
-template <class T> inline void largest_sums(const T* list, int64_t length, std::vector<double>& sums) {
-  sums.resize(length + 1);
-  sums[0] = 0;
-  for (int64_t c = 1; c <= length; ++c) {
-    const T value = list[length - c];
-    sums[c] = sums[c - 1] + (value == -std::numeric_limits<T>::infinity() ? 0.0 : double(value));
-  }
-}
-
-// What one thread has counted for one list. Lists change from row to row or never, so they are handed on when they do.
-struct Hits {
-  int64_t* below;
-  int64_t stride, length, list = -1;
-  std::vector<int64_t> with;  // negatives with c values above them, at [c]
-
-  Hits(int64_t* below, int64_t stride, int64_t length) : below(below), stride(stride), length(length), with(length + 1) {}
-
-  void take(int64_t next) {
-    if (next != list) hand_on();
-    list = next;
-  }
-  void hand_on() {
-    if (list >= 0) {
-      int64_t number = 0;
-      for (int64_t k = 0; k < length; ++k) {
-        number += with[length - k];
-        if (!number) continue;
-        int64_t& target = below[list * stride + k];
-#pragma omp atomic
-        target += number;
+  void gather(const Chunk<T>& chunk, T top) {
+    constexpr int group = 16;
+    int32_t active[WIDTH];
+    for (int j = 0; j < chunk.len; ++j) active[j] = chunk.negative[j] & int32_t(chunk.u[j] < top);
+    number = 0;
+    for (int first = 0; first < chunk.len; first += group) {
+      const int last = std::min(first + group, chunk.len);
+      int32_t any = 0;
+      for (int j = first; j < last; ++j) any += active[j];
+      if (!any) continue;
+      for (int j = first; j < last; ++j) {
+        u[number] = chunk.u[j], column[number] = j;
+        number += active[j];
       }
     }
-    std::fill(with.begin(), with.end(), 0);
   }
 };
 
-template <class T, class Each>
-inline void each_row(const Values<T>& tile, const Lists<T>& lists, int64_t* below, Each each) {
-#pragma omp parallel num_threads(tile.threads) if (tile.m * tile.n >= ONE_THREAD_BELOW)
-  {
-    Hits hits(below, lists.length, lists.length);
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < tile.m; ++i) {
-      hits.take(lists.which[i]);
-      each(i, lists.values + lists.which[i] * lists.stride, hits);
-    }
-    hits.hand_on();
+// A sorted list that is searched often: the range of its values is cut into equal buckets, and `start[q]` values lie in those
+// before bucket q. Rounding keeps the order: values of later buckets are larger, so that a search that begins at start[q] and
+// takes no more steps than the fullest bucket needs ends in bucket q.
+template <class T> struct Searched {
+  const T* list = nullptr;
+  int64_t length = 0;
+  T low = T(0), scale = T(0);
+  int32_t last = 0, first_step = 0;
+  std::vector<int32_t> start;
+  std::vector<T> padded;  // with inf, so that a step beyond the end is never taken
+
+  int32_t bucket(T u) const {
+    T place = (u - low) * scale;
+    place = place > T(0) ? place : T(0);
+    return int32_t(place < T(last) ? place : T(last));
   }
-}
 
-template <class T> inline void count_hits(const Chunk<T>& chunk, const int32_t* above, Hits& hits) {
-  for (int j = 0; j < chunk.len; ++j) hits.with[above[j]] += chunk.negative[j];
-}
+  // Values of -inf are above nothing.
+  void set(const T* values, int64_t number) {
+    const T* first = std::upper_bound(values, values + number, -std::numeric_limits<T>::infinity());
+    list = first, length = values + number - first;
+    if (length <= direct_up_to<T>) return;
+    int64_t buckets = 64;
+    while (buckets < 2 * length && buckets < MOST_BUCKETS) buckets *= 2;
+    low = list[0], last = int32_t(buckets - 1);
+    scale = T(buckets) / (list[length - 1] - low);
+    start.assign(buckets + 1, 0);
+    for (int64_t k = 0; k < length; ++k) ++start[bucket(list[k]) + 1];
+    const int32_t fullest = *std::max_element(start.begin(), start.end());
+    for (int64_t q = 0; q < buckets; ++q) start[q + 1] += start[q];
+    first_step = 1;
+    while (2 * first_step <= fullest) first_step *= 2;
+    padded.assign(list, list + length);
+    padded.resize(length + 2 * first_step, std::numeric_limits<T>::infinity());
+  }
 
-template <class T>
-void ranks(const Values<T>& tile, T sign, const Lists<T>& lists, T margin, double* totals, int64_t* counts, int64_t* below) {
-  std::vector<double> shared;
-  if (lists.number == 1) largest_sums(lists.values, lists.length, shared);
-  each_row(tile, lists, below, [&](int64_t i, const T* list, Hits& hits) {
-    thread_local std::vector<double> own;
-    if (lists.number != 1) largest_sums(list, lists.length, own);
-    const double* sums = lists.number == 1 ? shared.data() : own.data();
-    Chunk<T> chunk;
-    int32_t above[WIDTH];
-    double total = 0;
-    int64_t count = 0;
-    bool spoiled = false;
-    for (int64_t j0 = 0; j0 < tile.n; j0 += WIDTH) {
-      spoiled |= load(tile, i, j0, sign, margin, chunk);
-      number_above(list, lists.length, chunk, above);
-      double part = 0;
-      int64_t number = 0;
-      for (int j = 0; j < chunk.len; ++j) {
-        const int32_t c = chunk.negative[j] ? above[j] : 0;
-        part += c ? sums[c] - c * double(chunk.u[j]) : 0.0;
-        number += c;
+  T top() const { return length ? list[length - 1] : -std::numeric_limits<T>::infinity(); }
+
+  void number_above(Active<T>& of) const {
+    const int number = of.number;
+    const T* u = of.u;
+    int32_t* above = of.above;
+    if (length <= direct_up_to<T>) {
+      for (int j = 0; j < number; ++j) above[j] = 0;
+      for (int64_t k = 0; k < length; ++k) {
+        const T t = list[k];
+        for (int j = 0; j < number; ++j) above[j] += t > u[j];
       }
-      total += part;
-      count += number;
-      count_hits(chunk, above, hits);
+      return;
     }
-    totals[i] += spoiled ? std::numeric_limits<double>::quiet_NaN() : total;
-    counts[i] += count;
-  });
-}
-
-template <class T>
-void rank_grads(const Values<T>& tile, T sign, const Lists<T>& lists, T margin, const T* scale, T* g, int64_t g_stride,
-                int64_t* below) {
-  each_row(tile, lists, below, [&](int64_t i, const T* list, Hits& hits) {
-    Chunk<T> chunk;
-    int32_t above[WIDTH];
-    const T factor = -sign * scale[i];
-    for (int64_t j0 = 0; j0 < tile.n; j0 += WIDTH) {
-      load(tile, i, j0, sign, margin, chunk);
-      number_above(list, lists.length, chunk, above);
-      T* out = g + i * g_stride + j0;
-      for (int j = 0; j < chunk.len; ++j) out[j] += factor * T(above[j] * chunk.negative[j]);
-      count_hits(chunk, above, hits);
-    }
-  });
-}
-
-// ---- other shapes than the hinge: every pair of a value of the list and a negative ------------------------------------
+    // above[j] is the place up to which all values are known not to be above u.
+    for (int j = 0; j < number; ++j) above[j] = start[bucket(u[j])];
+    for (int32_t step = first_step; step; step /= 2)
+      for (int j = 0; j < number; ++j) above[j] += padded[above[j] + step - 1] <= u[j] ? step : 0;
+    for (int j = 0; j < number; ++j) above[j] = int32_t(length) - above[j];
+  }
+};
 
 // The sum of up to WIDTH numbers, by as many partial sums at every instruction set.
 template <class T> inline T lane_sum(const T* part, int len) {
@@ -181,6 +146,104 @@ template <class T> inline T lane_sum(const T* part, int len) {
   for (int l = 0; l < lanes; ++l) sum += lane[l];
   return sum;
 }
+
+// What a thread knows of the list of its row, and has counted for it. Lists change from row to row or never.
+template <class T> struct Current {
+  const Lists<T>& lists;
+  int64_t* below;  // or null
+  int64_t number = -1;
+  Searched<T> searched;
+  std::vector<double> sums;   // of the c largest values, at [c]
+  std::vector<int64_t> with;  // negatives with c values above them, at [c]
+
+  Current(const Lists<T>& lists, int64_t* below) : lists(lists), below(below) {}
+
+  void take(int64_t next) {
+    if (next == number) return;
+    hand_on();
+    number = next;
+    searched.set(lists.values + number * lists.stride, lists.length);
+    sums.resize(searched.length + 1);
+    sums[0] = 0;
+    for (int64_t c = 1; c <= searched.length; ++c) sums[c] = sums[c - 1] + double(searched.list[searched.length - c]);
+    if (below) with.assign(searched.length + 1, 0);
+  }
+  // Finds the negatives of a chunk among the list.
+  void find(const Chunk<T>& chunk, Active<T>& active) {
+    active.gather(chunk, searched.top());
+    searched.number_above(active);
+    if (below)
+      for (int j = 0; j < active.number; ++j) ++with[active.above[j]];
+  }
+  void hand_on() {
+    if (number < 0 || !below) return;
+    int64_t total = 0, *last = below + (number + 1) * lists.length - searched.length;
+    for (int64_t k = 0; k < searched.length; ++k) {
+      total += with[searched.length - k];
+      if (!total) continue;
+#pragma omp atomic
+      last[k] += total;
+    }
+  }
+};
+
+template <class T, class Each>
+inline void each_row(const Values<T>& tile, const Lists<T>& lists, int64_t* below, Each each) {
+#pragma omp parallel num_threads(tile.threads) if (tile.m * tile.n >= ONE_THREAD_BELOW)
+  {
+    Current<T> current(lists, below);
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < tile.m; ++i) {
+      current.take(lists.which[i]);
+      each(i, current);
+    }
+    current.hand_on();
+  }
+}
+
+template <class T>
+void ranks(const Values<T>& tile, T sign, const Lists<T>& lists, T margin, double* totals, int64_t* counts, int64_t* below) {
+  each_row(tile, lists, below, [&](int64_t i, Current<T>& current) {
+    const double* sums = current.sums.data();
+    Chunk<T> chunk;
+    Active<T> active;
+    double costs[WIDTH], total = 0;
+    int64_t count = 0;
+    bool spoiled = false;
+    for (int64_t j0 = 0; j0 < tile.n; j0 += WIDTH) {
+      spoiled |= load(tile, i, j0, sign, margin, chunk);
+      current.find(chunk, active);
+      int64_t number = 0;
+      for (int j = 0; j < active.number; ++j) {
+        const int32_t c = active.above[j];
+        costs[j] = sums[c] - double(c) * double(active.u[j]);
+        number += c;
+      }
+      total += lane_sum(costs, active.number);
+      count += number;
+    }
+    totals[i] += spoiled ? std::numeric_limits<double>::quiet_NaN() : total;
+    counts[i] += count;
+  });
+}
+
+template <class T>
+void rank_grads(const Values<T>& tile, T sign, const Lists<T>& lists, T margin, const T* scale, T* g, int64_t g_stride,
+                int64_t* below) {
+  each_row(tile, lists, below, [&](int64_t i, Current<T>& current) {
+    Chunk<T> chunk;
+    Active<T> active;
+    const T factor = -sign * scale[i];
+    for (int64_t j0 = 0; j0 < tile.n; j0 += WIDTH) {
+      load(tile, i, j0, sign, margin, chunk);
+      current.find(chunk, active);
+      T* out = g + i * g_stride + j0;
+      for (int j = 0; j < active.number; ++j) out[active.column[j]] += factor * T(active.above[j]);
+    }
+  });
+}
+
+// Other shapes than the hinge: every pair of a value of the list and a negative.
 
 template <Shape shape, class T> inline T cost(T gap) {
   const T positive = gap > T(0) ? gap : T(0);
@@ -271,8 +334,6 @@ void sum_grads(const Values<T>& tile, T sign, const Lists<T>& lists, T margin, C
     }
   });
 }
-
-// ---- semi-hard negatives ----------------------------------------------------------------------------------------------
 
 template <class T> void nearest(const Values<T>& tile, T sign, const Lists<T>& lists, int64_t* columns) {
   const int64_t length = lists.length;

@@ -50,7 +50,7 @@ class PairHistogram(Term):
         for tile in tiles:
             # The largest sum that there can be still fits in 62 bits.
             pairs = tile.v.shape[1] * (1 if self.per_anchor else len(tiles.labels))
-            bits = min(52, 62 - math.ceil(math.log2(max(pairs, 2))))
+            bits = min(50, 62 - math.ceil(math.log2(max(pairs, 2))))
             out = shares[tile.rows] if self.per_anchor else shares
             kernels.histogram(tile, self.low, self.step, bits, out, spoiled[tile.rows])
         values.copy_(shares).mul_(2.0**-bits)

@@ -1,19 +1,21 @@
-"""The terms of triplet, quadruplet and histogram losses as operations of their own, for losses that are not here yet.
+"""What the losses are made of as operations of their own, for losses that are not here yet.
 
 Each is exact, far below cubic cost, keeps no more than the product matrix (see :func:`metric_kernels.set_workspace`), gives the
-same bits on every run and has first derivatives. Values are float64, counts int64.
+same bits on every run and has first derivatives. Sums and shares are float64, counts int64.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from metric_kernels import distances
+from metric_kernels import distances, rowstats
 from metric_kernels.batch import Batch
 from metric_kernels.binned import PairHistogram
+from metric_kernels.language import Formula, stages_of
 from metric_kernels.ordered import NEGATIVES, SHAPES, BatchAllQuadruplets, BatchAllTriplets, SemiHardTriplets
 from metric_kernels.terms import evaluate
 from metric_kernels.windows import valid_quadruplets
@@ -24,6 +26,7 @@ __all__ = [
     "batch_all_quadruplet",
     "batch_all_triplet",
     "pair_histogram",
+    "row_stats",
     "semi_hard_triplet",
 ]
 
@@ -230,6 +233,73 @@ def pair_histogram(
     values, _ = evaluate(PairHistogram(low, (high - low) / bins, bins + 1, bool(per_anchor)), batch, distance, backend)
     positive, negative = values.unbind(1)
     return PairHistograms(positive, negative) if per_anchor else PairHistograms(positive[0], negative[0])
+
+
+def row_stats(
+    embeddings: Tensor,
+    labels: Tensor,
+    ref_emb: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    *,
+    formula: type,
+    params: dict[str, float] | None = None,
+    distance: object | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, ...]:
+    """Sums, log-sum-exps, counts, maxima or minima of functions of the pair values, over positives or negatives of each row.
+
+    ``T_ik = reduce_j f_k(v_ij)``: what the losses on pairs are made of, see :class:`metric_kernels.losses.PairLoss`. The matrix
+    of pair values is never kept longer than it must (:func:`metric_kernels.set_workspace`).
+
+    Args:
+        embeddings: (B, D), any floating type.
+        labels: (B,), integer.
+        ref_emb: (R, D), the other side of every pair; the batch itself, without the pairs (i, i), by default.
+        ref_labels: (R,), its labels.
+        formula: a class with ``stats``, ``pair`` and ``dpair`` in the language of :mod:`metric_kernels.language`, or nested
+            classes with these, one for each stage. It is compiled once.
+        params: the value of every argument of ``pair`` that is neither the pair value nor an earlier statistic.
+        distance: as for a loss; LpDistance() by default.
+        backend: as for a loss; formulas that are not of this package run on all but "native".
+    Returns:
+        A tuple of (B,) tensors in the arithmetic type, float32 or float64, differentiable once. Over no pairs a sum or a count
+        is 0, a log-sum-exp or a maximum -inf, a minimum inf.
+    Raises:
+        ValueError, TypeError: an argument of a wrong shape or type, a formula that is not one, or a missing parameter.
+
+    Example:
+        >>> import torch
+        >>> from metric_kernels import ops
+        >>> from metric_kernels.language import lse, total
+        >>> class Energies:
+        ...     stats = (total("pos"), lse("neg"))
+        ...     def pair(v, scale):
+        ...         return v, -scale * v
+        ...     def dpair(v, scale):
+        ...         return 1.0, -scale
+        >>> x, labels = torch.eye(4), torch.tensor([0, 0, 1, 1])
+        >>> ops.row_stats(x, labels, formula=Energies, params={"scale": 2.0}, backend="reference")
+        (tensor([1.4142, 1.4142, 1.4142, 1.4142]), tensor([-2.1353, -2.1353, -2.1353, -2.1353]))
+    """
+    batch, distance, known = Batch(embeddings, labels, None, ref_emb, ref_labels), _distance(distance), _formula(formula)
+    params = params or {}
+    if missing := [name for stage in known.stages for name in stage.params if name not in params]:
+        raise ValueError(f"params: expected a number for each of {', '.join(missing)}, got {sorted(params)}")
+    if known.two_sided and not batch.same and not distance.symmetric:
+        raise ValueError(f"distance: expected a symmetric one for this formula, got {type(distance).__name__}")
+    numbers = tuple(tuple(float(params[name]) for name in stage.params) for stage in known.stages)
+    return rowstats.row_stats(rowstats.Call.of(known, numbers, distance, batch, backend))[0]
+
+
+@functools.cache
+def _formula(owner: type) -> Formula:
+    if not isinstance(owner, type):
+        raise TypeError(f"formula: expected a class, got {type(owner).__name__}")
+    if isinstance(getattr(owner, "formula", None), Formula):
+        return owner.formula
+    if not (stages := stages_of(owner)):
+        raise TypeError(f"formula: expected a class with stats, pair and dpair, got {owner.__qualname__}")
+    return Formula(f"{owner.__module__}.{owner.__qualname__}", stages)
 
 
 def _distance(distance: object | None) -> distances.Distance:

@@ -10,7 +10,8 @@ or shared, ``lists[which[i]]`` (K,), sorted, with -inf for places that are empty
 
 ``ranks(tile, sign, lists, which, margin, totals, counts, below)``
     adds to totals (m,) the hinge summed over the row's negatives, to counts (m,) the sum of c, and to below (lists, K), for
-    each value of the list, the number of the row's negatives with u - margin below it. A NaN in a row makes its total NaN.
+    each value of the list, the number of the row's negatives with u - margin below it, unless that is None. A NaN in a row
+    makes its total NaN.
 ``rank_grads(tile, sign, lists, which, margin, scale, g, below)``
     adds -sign * scale_i * c to g_ij at the row's negatives, and to below as above.
 ``sums(tile, sign, lists, margin, shape, low, high, totals, counts)``
@@ -101,7 +102,7 @@ class BatchAllTriplets(Term):
             lists = Positives.of(tile, self.sign).lists
             for margin, total, count in zip(self.margins, values[:, tile.rows], counts[:, tile.rows]):
                 if self.by_rank:
-                    kernels.ranks(tile, self.sign, lists, own_lists(tile), margin, total, count, none_below(lists))
+                    kernels.ranks(tile, self.sign, lists, own_lists(tile), margin, total, count, None)
                 else:
                     kernels.sums(tile, self.sign, lists, margin, self.shape, self.low, self.high, total, count)
         return ()
@@ -226,14 +227,13 @@ class BatchAllQuadruplets(Term):
         *pairs, below, own_below = saved
         pairs = PositivePairs(*pairs)
         grad = grads.to(g.dtype)
-        unused = none_below(pairs.everywhere)
         every = grad.expand(len(g)).contiguous()
         shared = torch.zeros(len(g), dtype=torch.int64, device=g.device)
-        kernels.rank_grads(tile, self.sign, pairs.everywhere, shared, self.margin, 0.5 * every, g, unused)
+        kernels.rank_grads(tile, self.sign, pairs.everywhere, shared, self.margin, 0.5 * every, g, None)
         active = 0.5 * below[0][pairs.rank_everywhere]
         if self.negatives == "other_class":
             own = pairs.classes[tile.rows]
-            kernels.rank_grads(tile, self.sign, pairs.by_class, own, self.margin, -every, g, none_below(pairs.by_class))
+            kernels.rank_grads(tile, self.sign, pairs.by_class, own, self.margin, -every, g, None)
             active -= own_below.flatten()[pairs.rank_in_class]
         if self.negatives == "disjoint":
             every = -grads.expand(1, tile.rows.stop)

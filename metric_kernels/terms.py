@@ -2,8 +2,9 @@
 
 They share the products and tiles of the row statistics. Besides kernels for a term, a backend has ``values(metric, tile)``, the
 pair values (m, n), and ``slopes(metric, tile, g, norm_grad)``, which overwrites the products with g * dv/ds, and norm_grad (m,)
-with the sums of g * dv/dp unless that is None. A term reads tiles of pair values, forward as often as it likes,
-and in the backward pass says what dL/dv_ij is; products, metrics and embeddings are dealt with here.
+with the sums of g * dv/dp unless that is None. It may have ``add_transposed(matrix)``, in place, which torch does otherwise.
+A term reads tiles of pair values, forward as often as it likes, and in the backward pass says what dL/dv_ij is; products,
+metrics and embeddings are dealt with here.
 """
 
 from __future__ import annotations
@@ -204,7 +205,9 @@ class _TermRun(Run):
                 gx[rows] += tile.s @ y.z
                 gy.addmm_(tile.s.t(), x.z[rows])
         if kept is not None and same:
-            torch.mm(kept if mirrored else add_transposed_(kept), x.z, out=gx)
+            if not mirrored:
+                getattr(self.problem.backend, "add_transposed", add_transposed)(kept)
+            torch.mm(kept, x.z, out=gx)
             if mirrored:
                 gx *= 2.0
         return (
@@ -219,7 +222,7 @@ class _TermRun(Run):
         return out.to(self.dtypes[0])
 
 
-def add_transposed_(matrix: Tensor, block: int = 256) -> Tensor:
+def add_transposed(matrix: Tensor, block: int = 256) -> None:
     """matrix + its transpose, in place, block by block so that both stay in cache."""
     size = len(matrix)
     for i in range(0, size, block):
@@ -228,7 +231,6 @@ def add_transposed_(matrix: Tensor, block: int = 256) -> Tensor:
             total = upper + lower.t()
             upper.copy_(total)
             lower.copy_(total.t())
-    return matrix
 
 
 def sides(tile: ValueTile) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from test_native import MATRIX_MISTAKES, MISTAKES, overlapping, read_only
 
 native = pytest.importorskip("metric_kernels._native")
@@ -101,7 +102,7 @@ def wrong_arrays():
                 known = {k: v for k, v in known.items() if k not in ("longer", "fewer_rows")}
             if name == "lists":  # as many and as long as one likes, but for what goes with them
                 known = {k: v for k, v in known.items() if k not in ("shorter", "longer", "fewer_rows", "empty")}
-            if name == "norm_grad":
+            if name in ("norm_grad", "below"):
                 del known["none"]
             for mistake, (spoil, _) in known.items():
                 yield pytest.param(entry, name, spoil, id=f"{entry}-{name}-{mistake}")
@@ -118,7 +119,7 @@ NUMBERS = {
     "diagonal": [-2, 6, 2**63 - 1],
     "threads": [0, 10**6],
     "metric": [-1, 99],
-    "bits": [0, 53],
+    "bits": [0, 51],
     "step": [0.0, -1.0, np.nan, np.inf],
     "low": [np.nan, -np.inf],
     "high": [np.nan],
@@ -157,3 +158,17 @@ def test_every_instruction_set(isa):
     np.testing.assert_array_equal(given["counts"], (gaps > 0).sum((1, 2)))
     np.testing.assert_array_equal(given["below"], (gaps > 0).sum(2))
     np.testing.assert_allclose(given["totals"], gaps.sum((1, 2)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [0, 1, 31, 32, 33, 300])
+def test_a_matrix_plus_its_transpose(size, dtype):
+    matrix = torch.arange(size * (size + 3), dtype=dtype).view(size, size + 3)[:, :size]
+    expected = matrix + matrix.t()
+    native.add_transposed(matrix.numpy(), 2)
+    assert torch.equal(matrix, expected)
+
+
+def test_a_matrix_that_is_not_square():
+    with pytest.raises(ValueError, match="a: expected shape"):
+        native.add_transposed(np.zeros((3, 4)), 1)

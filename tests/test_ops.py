@@ -7,7 +7,8 @@ import torch
 from accuracy import assert_accurate
 from cases import BACKENDS, embeddings, unbalanced_labels, value_and_grads
 
-from metric_kernels import backends, distances, ops, use_backend, use_workspace
+from metric_kernels import backends, distances, losses, ops, reducers, use_backend, use_workspace
+from metric_kernels.language import largest, lse, total
 from metric_kernels.ordered import NEGATIVES
 
 COMPILED = ["native", "numba"]
@@ -217,7 +218,7 @@ def test_histograms(backend, kind, low, high, with_ref, per_anchor):
             check(ours, loops, [t for t in (x, ref) if t is not None], weights)
 
 
-@pytest.mark.parametrize("size", [2, 5, 64, 97])
+@pytest.mark.parametrize("size", [2, 5, 64, 97, 300])
 def test_long_and_short_lists_agree(size):
     """Positives are compared one by one where there are few, and found by bisection where there are many."""
     x, labels = embeddings(600, 8), torch.arange(600) // size
@@ -330,3 +331,76 @@ def test_in_one_graph(run):
     compiled = torch.compile(lambda x: 2.0 * run(torch.sin(x), labels), backend="aot_eager", fullgraph=True)
     found, expected = value_and_grads(compiled, x), value_and_grads(lambda x: 2.0 * run(torch.sin(x), labels), x)
     torch.testing.assert_close(found, expected)
+
+
+class Energies:
+    stats = (total("pos"), lse("neg"), largest("pos"))
+
+    def pair(v, scale):
+        return v * v, -scale * v, v
+
+    def dpair(v, scale):
+        return 2.0 * v, -scale, 1.0
+
+
+def energies(x, ref, labels, ref_labels, kind, scale):
+    v, rows = matrix_of(x, ref, kind), []
+    for i, (positives, negatives) in enumerate(pairs_of(labels, ref_labels, ref is not None)):
+        none = 0 * x.sum() - torch.inf
+        rows.append(
+            torch.stack(
+                [
+                    sum((v[i][p] ** 2 for p in positives), 0 * x.sum()),
+                    torch.logsumexp(torch.stack([-scale * v[i][n] for n in negatives]), 0) if negatives else none,
+                    torch.stack([v[i][p] for p in positives]).amax() if positives else none,
+                ]
+            )
+        )
+    return torch.stack(rows, 1)
+
+
+@pytest.mark.parametrize("with_ref", [False, True], ids=["self", "reference"])
+@pytest.mark.parametrize("kind", DISTANCES)
+def test_row_statistics_of_a_formula(kind, with_ref):
+    x, ref, labels, ref_labels = setting(with_ref)
+
+    def ours(x, ref=None):
+        options = {"formula": Energies, "params": {"scale": 2.0}, "distance": DISTANCES[kind], "backend": "reference"}
+        return torch.stack(ops.row_stats(x, labels, ref, ref_labels if with_ref else None, **options))
+
+    def loops(x, ref=None):
+        return energies(x, ref, labels, ref_labels, kind, 2.0)
+
+    inputs = [t for t in (x, ref) if t is not None]
+    torch.testing.assert_close(ours(*inputs), loops(*inputs))
+    check(lambda *z: ours(*z).clamp(min=-9.0), lambda *z: loops(*z).clamp(min=-9.0), inputs, torch.arange(1.0, 4.0)[:, None])
+
+
+def test_row_statistics_of_a_loss():
+    x, labels = embeddings(12), unbalanced_labels(12)
+    params = {"sign": -1.0, "temperature": 0.1}
+    found = ops.row_stats(x, labels, formula=losses.SupConLoss, params=params, distance=DISTANCES["cosine"])
+    losses_of_rows = losses.SupConLoss.row(*found)
+    value = losses.SupConLoss(reducer=reducers.SumReducer())(x, labels)
+    torch.testing.assert_close(losses_of_rows.sum(), value)
+
+
+@pytest.mark.parametrize("rows, columns", [(0, 3), (2, 0)])
+def test_row_statistics_of_nothing(rows, columns):
+    found = ops.row_stats(
+        embeddings(rows, columns), torch.arange(rows), formula=Energies, params={"scale": 1.0}, backend="reference"
+    )
+    assert all(t.shape == (rows,) for t in found) and not found[0].any()
+
+
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        ({"formula": 3}, TypeError, "formula: expected a class, got int"),
+        ({"formula": dict}, TypeError, "formula: expected a class with stats, pair and dpair, got dict"),
+        ({"formula": Energies}, ValueError, r"params: expected a number for each of scale, got \[\]"),
+    ],
+)
+def test_row_statistics_of_no_formula(options, error, message):
+    with pytest.raises(error, match=message):
+        ops.row_stats(embeddings(4), torch.tensor([0, 0, 1, 1]), **options)

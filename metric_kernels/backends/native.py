@@ -101,6 +101,9 @@ class NativeBackend:
         norm = None if norm_grad is None else norm_grad.numpy()
         _extension()[0].pair_slopes(*_products(metric, tile), g.numpy(), norm)
 
+    def add_transposed(self, matrix: Tensor) -> None:
+        _extension()[0].add_transposed(matrix.numpy(), min(torch.get_num_threads(), 1024))
+
     def epilogue(self, op: Op, epilogue: Epilogue, values: Tensor) -> tuple[Tensor, Tensor]:
         native = _extension()[0]
         grads = torch.empty_like(values)

@@ -16,16 +16,23 @@ def values(tile: ValueTile) -> tuple:
 
 
 def ranks(
-    tile: ValueTile, sign: float, lists: Tensor, which: Tensor, margin: float, totals: Tensor, counts: Tensor, below: Tensor
+    tile: ValueTile,
+    sign: float,
+    lists: Tensor,
+    which: Tensor,
+    margin: float,
+    totals: Tensor,
+    counts: Tensor,
+    below: Tensor | None,
 ):
-    given = lists.numpy(), which.numpy(), margin, totals.numpy(), counts.numpy(), below.numpy()
+    given = lists.numpy(), which.numpy(), margin, totals.numpy(), counts.numpy(), _given(below)
     extension().ranks(*values(tile), sign, *given)
 
 
 def rank_grads(
-    tile: ValueTile, sign: float, lists: Tensor, which: Tensor, margin: float, scale: Tensor, g: Tensor, below: Tensor
+    tile: ValueTile, sign: float, lists: Tensor, which: Tensor, margin: float, scale: Tensor, g: Tensor, below: Tensor | None
 ):
-    given = lists.numpy(), which.numpy(), margin, scale.contiguous().numpy(), g.numpy(), below.numpy()
+    given = lists.numpy(), which.numpy(), margin, scale.contiguous().numpy(), g.numpy(), _given(below)
     extension().rank_grads(*values(tile), sign, *given)
 
 
@@ -69,3 +76,7 @@ def nearest(tile: ValueTile, sign: float, lists: Tensor) -> Tensor:
 def own(lists: Tensor):
     """Each row's number as that of its list."""
     return torch.arange(len(lists)).numpy()
+
+
+def _given(below: Tensor | None):
+    return None if below is None else below.numpy()

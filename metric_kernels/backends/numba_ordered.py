@@ -13,18 +13,29 @@ from metric_kernels.terms import ValueTile
 
 
 def ranks(
-    tile: ValueTile, sign: float, lists: Tensor, which: Tensor, margin: float, totals: Tensor, counts: Tensor, below: Tensor
+    tile: ValueTile,
+    sign: float,
+    lists: Tensor,
+    which: Tensor,
+    margin: float,
+    totals: Tensor,
+    counts: Tensor,
+    below: Tensor | None,
 ):
-    arrays = {**_lists(lists, which), "totals": totals, "counts": counts, "below": below}
+    arrays = {**_lists(lists, which), "totals": totals, "counts": counts, "below": _counted(below, lists)}
     scratch = {**_places(lists), "sums": (lists.shape[1] + 1, torch.float64)}
     run(kernels.ranks, tile, (sign, margin), arrays, scratch)
 
 
 def rank_grads(
-    tile: ValueTile, sign: float, lists: Tensor, which: Tensor, margin: float, scale: Tensor, g: Tensor, below: Tensor
+    tile: ValueTile, sign: float, lists: Tensor, which: Tensor, margin: float, scale: Tensor, g: Tensor, below: Tensor | None
 ):
-    arrays = {**_lists(lists, which), "scale": scale.contiguous(), "g": g, "below": below}
+    arrays = {**_lists(lists, which), "scale": scale.contiguous(), "g": g, "below": _counted(below, lists)}
     run(kernels.rank_grads, tile, (sign, margin), arrays, _places(lists))
+
+
+def _counted(below: Tensor | None, lists: Tensor) -> Tensor:
+    return torch.zeros(lists.shape, dtype=torch.int64) if below is None else below
 
 
 def sums(

@@ -11,7 +11,14 @@ from metric_kernels.terms import ValueTile, sides
 
 
 def ranks(
-    tile: ValueTile, sign: float, lists: Tensor, which: Tensor, margin: float, totals: Tensor, counts: Tensor, below: Tensor
+    tile: ValueTile,
+    sign: float,
+    lists: Tensor,
+    which: Tensor,
+    margin: float,
+    totals: Tensor,
+    counts: Tensor,
+    below: Tensor | None,
 ):
     negative, u, c = _ranks(tile, sign, lists, which, margin, below)
     values = lists.double().masked_fill(lists == -torch.inf, 0.0)
@@ -22,7 +29,7 @@ def ranks(
 
 
 def rank_grads(
-    tile: ValueTile, sign: float, lists: Tensor, which: Tensor, margin: float, scale: Tensor, g: Tensor, below: Tensor
+    tile: ValueTile, sign: float, lists: Tensor, which: Tensor, margin: float, scale: Tensor, g: Tensor, below: Tensor | None
 ):
     negative, _, c = _ranks(tile, sign, lists, which, margin, below)
     g -= (sign * scale)[:, None] * c.masked_fill(~negative, 0)
@@ -33,10 +40,11 @@ def _ranks(tile, sign, lists, which, margin, below) -> tuple[Tensor, Tensor, Ten
     u = sign * tile.v - margin
     mine = lists[which] if len(lists) > 1 else lists.expand(len(which), -1)
     c = lists.shape[1] - torch.searchsorted(mine.contiguous(), u, right=True)
-    hits = torch.zeros(lists.shape[0], lists.shape[1] + 1, dtype=torch.int64, device=lists.device)
-    place = (which[:, None] * hits.shape[1] + c)[negative]
-    hits.view(-1).index_add_(0, place, torch.ones_like(place))
-    below += hits.flip(1).cumsum(1)[:, :-1]
+    if below is not None:
+        hits = torch.zeros(lists.shape[0], lists.shape[1] + 1, dtype=torch.int64, device=lists.device)
+        place = (which[:, None] * hits.shape[1] + c)[negative]
+        hits.view(-1).index_add_(0, place, torch.ones_like(place))
+        below += hits.flip(1).cumsum(1)[:, :-1]
     return negative, u, c
 
 

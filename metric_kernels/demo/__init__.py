@@ -1,4 +1,6 @@
-"""The demonstration: a small network learns to compare handwritten digits, with a loss of this library and with PML's.
+"""The demonstration: a small network learns to compare handwritten digits, with a loss of this library and with that of a peer.
+
+The peer is PML, or plain PyTorch where PML has not the loss or fails.
 
 Needs the packages of the extra ``demo``. ``metric-kernels demo`` and ``make demo`` call :func:`run`.
 """
@@ -27,7 +29,7 @@ def run(
     """Train, measure, draw; print a summary; write the pictures and ``results.json`` to ``out``.
 
     Args:
-        loss: name of a loss that this library and PML share, see :func:`metric_kernels.demo.contenders.names`.
+        loss: name of a loss that needs no arguments, see :func:`metric_kernels.demo.contenders.names`.
         epochs: passes over the training classes.
         backend: passed to the loss; None leaves the choice to ``use_backend``, METRIC_KERNELS_BACKEND, or the library.
         out: folder, made if it is not there.

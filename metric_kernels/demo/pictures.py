@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 import matplotlib
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
+from PIL import Image
 from sklearn.manifold import TSNE
 from torch import Tensor
 
@@ -25,18 +27,19 @@ from metric_kernels.demo.train import difference
 COLOURS = {OURS: "#0072B2", PLAIN: "#E69F00", PML: "#CC3311"}
 POSITIVE, NEGATIVE = "#0072B2", "#E69F00"
 CLASSES = ("#0072B2", "#CC3311", "#009E73", "#7B3294")
+PALETTE = 64
 STYLE: dict = {
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,
-    "savefig.dpi": 130,
+    "savefig.dpi": 120,
     "figure.constrained_layout.use": True,
 }
 
 
-def similarity_histograms(path: Path, embeddings: dict[str, Tensor], labels: Tensor) -> None:
+def similarity_histograms(path: Path, embeddings: dict[str, Tensor], labels: Tensor, loss: str) -> None:
     """Cosines of positive and negative held-out pairs, one panel for each title."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, len(embeddings), figsize=(10, 4))
@@ -51,11 +54,11 @@ def similarity_histograms(path: Path, embeddings: dict[str, Tensor], labels: Ten
             ax.set(title=f"{title}: AUC {score:.3f}", xlabel="cosine similarity of a pair (scales differ)")
         axes[0].set_ylabel("density")
         axes[0].legend(loc="upper left")
-        figure.suptitle("Pairs of held-out digits 6-9: same digit against different digits", fontweight="bold")
+        figure.suptitle(f"{loss}: pairs of the digits 6-9, never seen in training", fontweight="bold")
         _save(figure, path)
 
 
-def embedding_map(path: Path, embeddings: dict[str, Tensor], labels: Tensor, seed: int) -> None:
+def embedding_map(path: Path, embeddings: dict[str, Tensor], labels: Tensor, loss: str, seed: int) -> None:
     """t-SNE of the held-out embeddings, one panel for each title."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, len(embeddings), figsize=(10, 5.2))
@@ -67,15 +70,16 @@ def embedding_map(path: Path, embeddings: dict[str, Tensor], labels: Tensor, see
             ax.set(title=title, xticks=[], yticks=[], xlabel="t-SNE 1", ylabel="t-SNE 2")
         handles, names = axes[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=len(names), markerscale=1.6)
-        figure.suptitle("Held-out digits in the embedding space (never seen in training)", fontweight="bold")
+        figure.suptitle(f"{loss}: embeddings of the digits 6-9, never seen in training", fontweight="bold")
         _save(figure, path)
 
 
 def loss_curves(path: Path, curves: dict, loss: str) -> None:
     """Both float32 curves, and below them the relative difference of the float32 and of the float64 ones."""
+    peer = curves["peer"]
     with plt.rc_context(STYLE):
         figure, (top, bottom) = plt.subplots(2, 1, figsize=(8, 5.6), sharex=True, height_ratios=(3, 2))
-        for name, look in ((PML, {"linewidth": 5, "alpha": 0.35}), (OURS, {"linewidth": 1.4})):
+        for name, look in ((peer, {"linewidth": 5, "alpha": 0.35}), (OURS, {"linewidth": 1.4})):
             values = curves["float32"][name]
             top.plot(range(1, len(values) + 1), values, color=COLOURS[name], label=name, **look)
         top.set(ylabel="training loss (float32)")
@@ -93,25 +97,28 @@ def loss_curves(path: Path, curves: dict, loss: str) -> None:
         bottom.set(xlabel=f"training step ({curves['steps_per_epoch']} an epoch)", ylabel="relative difference")
         bottom.margins(y=0.15)
         bottom.legend(loc="center right")
-        figure.suptitle(f"{loss}: the same training with {OURS} and with {PML}", fontweight="bold")
+        figure.suptitle(f"{loss}: the same training by two implementations", fontweight="bold")
         _save(figure, path)
 
 
 def loss_step(path: Path, step: dict, loss: str) -> None:
     """Time of a step over the batch size, and peak memory at one batch size."""
+    memory = step["peak_memory_bytes"]
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.6), width_ratios=(3, 2))
         sizes = list(step["milliseconds"])
-        for name, colour in COLOURS.items():
-            left.loglog(sizes, [row[name] for row in step["milliseconds"].values()], "o-", color=colour, label=name)
+        for name in memory:
+            values = [row[name] for row in step["milliseconds"].values()]
+            left.loglog(sizes, values, "o-", color=COLOURS[name], label=name)
         _plain_ticks(left, sizes)
         left.set(title="median time, float32, one thread", xlabel="batch size", ylabel="milliseconds (log scale)")
-        megabytes = [step["peak_memory_bytes"][name] / 2**20 for name in COLOURS]
-        bars = right.bar([name.split(" (")[0] for name in COLOURS], megabytes, color=list(COLOURS.values()), width=0.6)
+        megabytes = [used / 2**20 for used in memory.values()]
+        colours = [COLOURS[name] for name in memory]
+        bars = right.bar([name.split(" (")[0] for name in memory], megabytes, color=colours, width=0.6)
         right.bar_label(bars, [f"{m:,.1f}" for m in megabytes], padding=2)
         right.set(title=f"peak memory at batch size {step['peak_memory_batch']}", ylabel="MiB")
         right.margins(y=0.12)
-        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=len(COLOURS))
+        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=len(memory))
         figure.suptitle(f"One step of {loss} (forward and backward)", fontweight="bold")
         _save(figure, path)
 
@@ -124,5 +131,8 @@ def _plain_ticks(ax: Axes, sizes: list[int]) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path)
+    """As a PNG with a palette, which takes a third of the space."""
+    buffer = BytesIO()
+    figure.savefig(buffer)
     plt.close(figure)
+    Image.open(buffer).convert("RGB").quantize(PALETTE).save(path, optimize=True)

@@ -1,23 +1,28 @@
 """Triplets whose anchor and positive change places where the positive is nearer to the negative (Balntas et al. 2016).
 
 The loss of (a, p, n) then depends on two rows of pair values, that of a and that of p, which the kernels of a tile do not see.
-It is computed by torch, one positive of every anchor at a time, each computed again in the backward pass.
+It is computed by torch, for some anchors and one positive of each at a time, and once more so in the backward pass.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from metric_kernels import core
 from metric_kernels.batch import Batch
 from metric_kernels.distances import Distance
+from metric_kernels.once import once
 from metric_kernels.ordered import SLOPES, BatchAllTriplets, positive_columns
 from metric_kernels.rowstats import pair_matrix
 from metric_kernels.terms import ValueTile, sides
 from metric_kernels.triplets import Triplets
 from metric_kernels.tuples import Pairs, values
+
+# Torch's temporaries for a matrix of pair values and what is done with it; they share the budget.
+_MATRICES = 32
 
 
 def swapped_values(distance: Distance, batch: Batch, triplets: Triplets, negative: Tensor) -> Tensor:
@@ -28,34 +33,74 @@ def swapped_values(distance: Distance, batch: Batch, triplets: Triplets, negativ
 
 def swapped_sums(term: BatchAllTriplets, batch: Batch, distance: Distance, backend: str | None) -> tuple[Tensor, Tensor]:
     """What the term is for all triplets after the change of places: values (1, B) float64, counts (1, B) int64."""
-    columns = max(core.workspace() // (4 * core.arithmetic(batch.x.dtype).itemsize * max(len(batch.y), 1)), 16)
-    found = [_rows(term, batch, distance, slice(at, at + columns)) for at in range(0, len(batch.x), columns)]
-    totals, counts = zip(*found)
-    return torch.cat(totals)[None], torch.cat(counts)[None]
+    labels = batch.labels, batch.ref_labels, batch.exclude_self
+    return _Swapped.apply(batch.x, None if batch.y is batch.x else batch.y, term, distance, labels)
 
 
-def _rows(term: BatchAllTriplets, batch: Batch, distance: Distance, rows: slice) -> tuple[Tensor, Tensor]:
-    """Sums and numbers for some anchors."""
-    x, y, labels = batch.x[rows], batch.y, batch.labels[rows]
-    v = pair_matrix(distance, x, y)
-    tile = ValueTile(v.detach(), labels, batch.ref_labels, rows, rows.start if batch.exclude_self else -1)
+class _Swapped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, y, term, distance, labels):
+        ctx.options = term, distance, labels
+        ctx.save_for_backward(x, y)
+        x, y = _in_arithmetic(x, y)
+        # A NaN must reach the loss even of an anchor without triplets.
+        totals = ((x * 0.0).sum() + (y * 0.0).sum()).double().repeat(len(x))
+        counts = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        for tile in _tiles(y, *labels):
+            tile = tile._replace(v=pair_matrix(distance, x[tile.rows], y))
+            for columns in positive_columns(tile).T:
+                total, count = _share(term, distance, tile, y, columns)
+                totals[tile.rows] += total
+                counts[tile.rows] += count
+        ctx.mark_non_differentiable(counts)
+        return totals[None], counts[None]
+
+    @staticmethod
+    def backward(ctx, grads, _):
+        given = ctx.saved_tensors
+        term, distance, labels = ctx.options
+        x, y = _in_arithmetic(*given)
+        gx = torch.zeros_like(x)
+        gy = gx if given[1] is None else torch.zeros_like(y)
+        with torch.enable_grad(), core.no_autocast(x.device.type):
+            for tile in _tiles(y, *labels):
+                anchors, others = (t.detach().requires_grad_() for t in (x[tile.rows], y))
+                matrix = pair_matrix(distance, anchors, others)
+                tile = tile._replace(v=matrix.detach().requires_grad_())
+                for columns in positive_columns(tile).T:
+                    _share(term, distance, tile, others, columns)[0].backward(grads[0, tile.rows].detach())
+                if tile.v.grad is not None:
+                    matrix.backward(tile.v.grad)
+                    gx[tile.rows] += anchors.grad
+                    gy += others.grad
+        x, y = given
+        return once(gx.to(x.dtype), *given), None if y is None else once(gy.to(y.dtype), *given), None, None, None
+
+
+def _in_arithmetic(x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+    dtype = core.arithmetic(x.dtype if y is None else torch.promote_types(x.dtype, y.dtype))
+    x = x.to(dtype)
+    return x, x if y is None else y.to(dtype)
+
+
+def _tiles(y: Tensor, labels: Tensor, ref_labels: Tensor, exclude_self: bool) -> Iterator[ValueTile]:
+    """Tiles that have no values yet."""
+    nothing = y.new_empty(0, len(y))
+    step = max(core.workspace() // (_MATRICES * y.element_size() * max(len(y), 1)), 16)
+    for start in range(0, len(labels), step):
+        rows = slice(start, min(start + step, len(labels)))
+        yield ValueTile(nothing, labels[rows], ref_labels, rows, start if exclude_self else -1)
+
+
+def _share(term: BatchAllTriplets, distance: Distance, tile: ValueTile, y: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums and numbers (m,) for one positive of each anchor, which is none if it is beyond the last column."""
+    present = columns < len(y)
+    place = torch.where(present, columns, 0)
+    chosen = _nearer(distance, tile.v, pair_matrix(distance, y.index_select(0, place), y))
+    cost = SLOPES[term.shape][0](term.sign * (tile.v.gather(1, place[:, None]) - chosen) + term.margins[0])
     _, negative = sides(tile)
-    totals = v.sum(1, dtype=torch.float64) * 0.0
-    counts = torch.zeros_like(labels)
-
-    def share(v: Tensor, y: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        present = columns < len(y)
-        place = torch.where(present, columns, 0)
-        chosen = _nearer(distance, v, pair_matrix(distance, y.index_select(0, place), y))
-        gap = term.sign * (v.gather(1, place[:, None]) - chosen) + term.margins[0]
-        cost = SLOPES[term.shape][0](gap)
-        inside = negative & present[:, None] & (cost > term.low) & (cost < term.high)
-        return torch.where(inside, cost, 0.0).sum(1, dtype=torch.float64), inside.sum(1)
-
-    for columns in positive_columns(tile).T:
-        total, count = checkpoint(share, v, y, columns, use_reentrant=False, preserve_rng_state=False)
-        totals, counts = totals + total, counts + count
-    return totals, counts
+    inside = negative & present[:, None] & (cost > term.low) & (cost < term.high)
+    return torch.where(inside, cost, 0.0).sum(1, dtype=torch.float64), inside.sum(1)
 
 
 def _nearer(distance: Distance, one: Tensor, other: Tensor) -> Tensor:

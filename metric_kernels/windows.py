@@ -18,7 +18,7 @@ EVERYTHING = (-math.inf, math.inf)
 
 
 class WindowSums(NamedTuple):
-    """Sums (float64) of the losses inside a window, their number, and the number of those above 0.
+    """Sums (float64) of the losses inside a window, their number, and the number of those of them above 0.
 
     The last is the derivative of a sum of hinges with respect to the margin.
     """
@@ -38,14 +38,23 @@ def triplet_sums(
     swap: bool = False,
 ) -> WindowSums:
     """For each anchor, (B,)."""
+
+    def between(low: float, high: float) -> tuple[Tensor, Tensor]:
+        term = BatchAllTriplets(shape, distance.sign, low, high, (margin,))
+        values, counts = (swapped_sums if swap else evaluate)(term, batch, distance, backend)
+        return values[0], counts[0]
+
     # No loss is below 0, and a loss of 0 adds nothing.
-    low = 0.0 if window == EVERYTHING else max(window[0], -1.0)
-    term = BatchAllTriplets(shape, distance.sign, low, window[1], (float(margin),))
-    values, counts = (swapped_sums if swap else evaluate)(term, batch, distance, backend)
-    if window != EVERYTHING:
-        return WindowSums(values[0], counts[0], counts[0])
+    low, high = window
+    totals, active = between(max(low, 0.0), high)
+    if low >= 0.0:
+        return WindowSums(totals, active, active)
     positives, negatives = batch.numbers()
-    return WindowSums(values[0], positives * negatives, counts[0])
+    count = positives * negatives
+    if high < math.inf:
+        with torch.no_grad():
+            count = count - between(0.0, math.inf)[1] + active
+    return WindowSums(totals, count, active)
 
 
 def quadruplet_sums(
@@ -54,9 +63,9 @@ def quadruplet_sums(
     """For the batch. A hinge above c is c more than that of a margin smaller by c."""
 
     def above(bound: float) -> tuple[Tensor, Tensor]:
-        term = BatchAllQuadruplets(distance.sign, float(margin) - bound, negatives)
+        term = BatchAllQuadruplets(distance.sign, margin - bound, negatives)
         values, counts = evaluate(term, batch, distance, backend)
-        return values[0] + bound * counts[0], counts[0]
+        return values[0] + bound * counts[0].double(), counts[0]
 
     low, high = window
     total, active = above(max(low, 0.0))

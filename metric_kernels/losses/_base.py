@@ -135,12 +135,34 @@ class Loss(nn.Module):
         losses = torch.where(inside | losses.isnan(), losses, 0.0)
         return reducer.of_pairs(losses.double(), inside.double(), batch.labels)
 
+    def _number(self, name: str) -> float:
+        """An attribute as the kernels take it."""
+        value = getattr(self, name, None)
+        if isinstance(value, Tensor) and value.requires_grad:
+            raise TypeError(f"{name}: expected a number, got a tensor that requires grad; the kernels take it as constant")
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            given = repr(value) if hasattr(self, name) else "no such attribute"
+            raise TypeError(f"{name}: the formula of {type(self).__name__} expects a number, got {given}") from None
+
     def _refuse(self, batch: Batch, *, reference: bool = True, listed: bool = False) -> None:
         """Raises for a reference set or an indices_tuple where a loss takes none."""
         if reference and not batch.same:
             raise ValueError(f"ref_emb is not supported for {type(self).__name__}: expected None")
         if listed and batch.pairs is not None:
             raise ValueError(f"indices_tuple: expected None for {type(self).__name__}, which makes its own choice")
+
+
+def whole_number(name: str, value: object) -> int:
+    """A number of something as an integer, which is 1 or more."""
+    try:
+        number = int(value)  # type: ignore[call-overload]
+    except (TypeError, ValueError, OverflowError):
+        number = 0
+    if number < 1:
+        raise ValueError(f"{name}: expected an integer from 1, got {value!r}")
+    return number
 
 
 def of_elements(reducer: reducers.Reducer) -> reducers.Reducer:
@@ -151,7 +173,7 @@ def of_elements(reducer: reducers.Reducer) -> reducers.Reducer:
 def _one(reducer: reducers.Reducer, name: str, info: dict, batch: Batch) -> Tensor:
     losses, indices = info["losses"], info["indices"]
     if not losses.numel():
-        return batch.nothing()
+        return batch.nothing() + losses.sum()
     if info["reduction_type"] == "already_reduced":
         return losses
     if reducer.needs_each:

@@ -155,13 +155,3 @@ class PairLoss(Loss):
                 if name not in known:
                     known[name] = self._number(name)
         return tuple([tuple([known[name] for name in stage.params]) for stage in self.formula.stages])
-
-    def _number(self, name: str) -> float:
-        value = getattr(self, name, None)
-        if isinstance(value, Tensor) and value.requires_grad:
-            raise TypeError(f"{name}: expected a number, got a tensor that requires grad; the kernels take it as constant")
-        try:
-            return float(value)
-        except (TypeError, ValueError):
-            given = repr(value) if hasattr(self, name) else "no such attribute"
-            raise TypeError(f"{name}: the formula of {type(self).__name__} expects a number, got {given}") from None

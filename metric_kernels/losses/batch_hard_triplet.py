@@ -87,5 +87,7 @@ class BatchHardTripletLoss(Loss):
             x = batch.x.to(far.dtype)
             far = torch.where(alone, self.distance.rowwise(x, x), far)
             positives = torch.where(alone, batch.rows(), positives)
-        gap = self.sign * (torch.where(present, far, 0.0) - torch.where(present, near, 0.0)) + self.margin
+        # What is not there is infinite, and may be NaN all the same.
+        far, near = (torch.where(present | t.isnan(), t, 0.0) for t in (far, near))
+        gap = self.sign * (far - near) + self._number("margin")
         return SLOPES["softplus" if self.soft_margin else "hinge"][0](gap), present, positives, negatives

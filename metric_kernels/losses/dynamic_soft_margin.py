@@ -4,11 +4,12 @@ import copy
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from metric_kernels.binned import soft_histogram
 from metric_kernels.distances import LpDistance
 from metric_kernels.extremes import extremes_of
-from metric_kernels.losses._base import Loss
+from metric_kernels.losses._base import Loss, whole_number
 from metric_kernels.losses.fast_ap import check_normalized
 from metric_kernels.ordered import BatchAllTriplets
 from metric_kernels.terms import evaluate
@@ -27,7 +28,8 @@ class DynamicSoftMarginLoss(Loss):
     of all triplets comes from hinge sums at its nodes, in O(bins B^2 log K) time.
 
     Args:
-        min_val: first node of the histogram; the last is ``-min_val``. Values beyond the nodes count on the nearest.
+        min_val: first node of the histogram; the last is ``-min_val``. Values beyond the nodes count on the nearest, and
+            weigh 0 below the first and 1 above the last.
         num_bins: number of intervals between nodes.
         momentum: weight of each triplet of a batch in the running histogram, which sums to 1; 1 for the first batch.
         **kwargs: ``distance`` (LpDistance; normalised, p=2), ``reducer`` (MeanReducer; the loss is one number, which no
@@ -40,7 +42,8 @@ class DynamicSoftMarginLoss(Loss):
 
     Raises:
         AssertionError: another distance, as in pytorch-metric-learning.
-        ValueError: ``min_val`` that is not negative, fewer than one bin, or no labels and no ``ref_emb`` of the same shape.
+        ValueError: ``min_val`` that is not negative, fewer than one bin, ``momentum`` beyond 0 to 1, or no labels and no
+            ``ref_emb`` of the same shape.
 
     Example:
         >>> import torch
@@ -59,10 +62,10 @@ class DynamicSoftMarginLoss(Loss):
         check_normalized(self)
         if not min_val < 0:
             raise ValueError(f"min_val: expected a number below 0, got {min_val}")
-        if int(num_bins) < 1:
-            raise ValueError(f"num_bins: expected 1 or more, got {num_bins}")
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum: expected a number from 0 to 1, got {momentum!r}")
         self.min_val = min_val
-        self.num_bins = int(num_bins)
+        self.num_bins = whole_number("num_bins", num_bins)
         self.momentum = momentum
         self.delta = 2 * abs(min_val) / self.num_bins
         self.register_buffer("histogram", torch.zeros(self.num_bins + 1, dtype=torch.float64))
@@ -74,36 +77,33 @@ class DynamicSoftMarginLoss(Loss):
         return self._whole(self._of_gaps(gap, batch), batch)
 
     def _of_all(self, batch) -> Tensor:
-        edges = [self.min_val + self.delta * b for b in range(self.num_bins + 1)]
-        # One below every difference there can be, for the first node's weight.
-        lowest = min(self.min_val, -(2.0**self.distance.power)) - 1.0
-        term = BatchAllTriplets("hinge", self.sign, 0.0, torch.inf, tuple(-edge for edge in (lowest, *edges)))
+        nodes = [self.min_val + self.delta * b for b in range(self.num_bins + 1)]
+        term = BatchAllTriplets("hinge", self.sign, 0.0, torch.inf, tuple(-node for node in nodes))
         sums, counts = (t.sum(1) for t in evaluate(term, batch, self.distance, self.backend))
-        number = counts[0].double()
-        # Shares of the nodes above each edge but the last: clamp((t - edge) / delta, 0, 1), summed.
-        above = -sums[1:].detach().diff() / self.delta
-        histogram = torch.cat((number - above[:1], -above.diff(), above[-1:])).clamp(min=0.0)
-        weights = self._updated(histogram, number)
-        beyond = sums + counts * sums.new_tensor([lowest, *edges])  # the sum of all t above each edge
-        beyond = torch.cat((beyond[:1], beyond[2:]))
-        return (weights.diff(prepend=weights.new_zeros(1)) * beyond).sum() / number.clamp(min=1.0)
+        positives, negatives = batch.numbers()
+        number = (positives * negatives).sum().double()
+        # Shares of the nodes above each node but the last: clamp((t - node) / delta, 0, 1), summed.
+        above = -sums.detach().diff() / self.delta
+        histogram = self._updated(torch.cat((number - above[:1], -above.diff(), above[-1:])).clamp(min=0.0), number)
+        beyond = sums + counts * sums.new_tensor(nodes)  # the sum of all t above each node
+        return (histogram * beyond).sum() / number.clamp(min=1.0)
 
     def _of_gaps(self, gap: Tensor, batch) -> Tensor:
         nodes = self.num_bins + 1
         histogram = soft_histogram(gap.detach(), self.min_val, self.delta, nodes)
-        weights = self._updated(histogram, histogram.sum())
-        place = ((gap.detach().double() - self.min_val) / self.delta).nan_to_num(0.0).clamp(0, nodes - 1).long()
-        return (weights[place] * gap).sum() / max(len(gap), 1)
+        weights = pad(self._updated(histogram, histogram.sum()).cumsum(0), (1, 0))
+        place = ((gap.detach().double() - self.min_val) / self.delta).nan_to_num(0.0).floor().clamp(-1, nodes - 1).long()
+        return (weights[place + 1] * gap).sum() / max(len(gap), 1)
 
     def _updated(self, histogram: Tensor, number: Tensor) -> Tensor:
-        """The distribution function at the nodes, after this batch; the old one if the batch has no triplets."""
+        """The running histogram after this batch; the old one if the batch has no triplets."""
         old = self.histogram.to(histogram.device)
         momentum = torch.where(old.sum() == 0, 1.0, self.momentum)
         new = (1.0 - momentum) * old + momentum * histogram
         new = torch.where((number > 0) & new.isfinite().all(), new / new.sum().clamp(min=1e-300), old)
         if self.training:
             self.histogram = new
-        return new.cumsum(0)
+        return new
 
     def _of_list(self, batch) -> Tensor:
         a, p, n = Triplets.of(batch)
@@ -113,7 +113,7 @@ class DynamicSoftMarginLoss(Loss):
     def _of_rows(self, batch) -> Tensor:
         """Each row's own distance to its partner less that to the nearest other."""
         if batch.same or len(batch.x) != len(batch.y):
-            given = None if batch.same else tuple(batch.y.shape)
+            given = "None or embeddings" if batch.same else tuple(batch.y.shape)
             raise ValueError(f"ref_emb: expected shape {tuple(batch.x.shape)}, since there are no labels, got {given}")
         there, back = copy.copy(batch), copy.copy(batch)
         back.x, back.y = batch.y, batch.x

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from metric_kernels.binned import PairHistogram
 from metric_kernels.distances import LpDistance
-from metric_kernels.losses._base import Loss
+from metric_kernels.losses._base import Loss, whole_number
 from metric_kernels.terms import evaluate
 
 
@@ -45,9 +45,7 @@ class FastAPLoss(Loss):
     def __init__(self, num_bins: int = 10, **kwargs):
         super().__init__(**kwargs)
         check_normalized(self)
-        if int(num_bins) < 1:
-            raise ValueError(f"num_bins: expected 1 or more, got {num_bins}")
-        self.num_bins = int(num_bins)
+        self.num_bins = whole_number("num_bins", num_bins)
 
     def _evaluate(self, batch):
         self._refuse(batch)

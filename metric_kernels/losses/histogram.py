@@ -4,10 +4,10 @@ import copy
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
+from metric_kernels import fn
 from metric_kernels.binned import PairHistogram, soft_histogram
-from metric_kernels.losses._base import Loss
+from metric_kernels.losses._base import Loss, whole_number
 from metric_kernels.terms import evaluate
 from metric_kernels.tuples import Pairs, values
 
@@ -46,7 +46,7 @@ class HistogramLoss(Loss):
 
     Raises:
         AssertionError: ``n_bins`` and ``delta`` that do not fit each other, as in pytorch-metric-learning.
-        ValueError: an unknown ``pairs`` or ``kernel``, or fewer than one bin.
+        ValueError: an unknown ``pairs`` or ``kernel``, fewer than one bin, or a distance that is no similarity.
 
     Example:
         >>> import torch
@@ -72,15 +72,18 @@ class HistogramLoss(Loss):
         for name, value, known in (("pairs", pairs, PAIRS), ("kernel", kernel, KERNELS)):
             if value not in known:
                 raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
-        if n_bins is not None and delta is not None and delta != 2 / n_bins:
-            raise AssertionError(f"delta: expected 2 / n_bins = {2 / n_bins}, got {delta}")
+        bins = 100 if n_bins is None else whole_number("n_bins", n_bins)
         if delta is None:
-            bins = 100 if n_bins is None else n_bins
-            if not bins >= 1:
-                raise ValueError(f"n_bins: expected 1 or more, got {n_bins}")
             delta = 2 / bins
-        if not 0 < delta <= 2:
-            raise ValueError(f"delta: expected a width above 0 and up to 2, got {delta}")
+        elif n_bins is not None and delta != 2 / bins:
+            raise AssertionError(f"delta: expected 2 / n_bins = {2 / bins}, got {delta!r}")
+        if not isinstance(delta, (int, float)) or not 0 < delta <= 2:
+            raise ValueError(f"delta: expected a width above 0 and up to 2, got {delta!r}")
+        if not self.distance.is_inverted:
+            raise ValueError(
+                "distance: expected a similarity, such as CosineSimilarity(), since the nodes are from -1 to 1, "
+                f"got {type(self.distance).__name__}"
+            )
         self.delta = delta
         self.pairs = pairs
         self.kernel = kernel
@@ -103,8 +106,8 @@ class HistogramLoss(Loss):
         if self.kernel == "step":
             return (negative * positive.cumsum(0)).sum()
         node = -1.0 + self.delta * torch.arange(self.nodes, dtype=positive.dtype, device=positive.device)
-        gap = self.margin - node[:, None] + node
-        cost = torch.relu(gap) if self.kernel == "linear" else softplus(self.alpha * gap, threshold=torch.inf)
+        gap = self._number("margin") - node[:, None] + node
+        cost = torch.relu(gap) if self.kernel == "linear" else fn.softplus(self._number("alpha") * gap)
         return positive @ cost @ negative
 
     def _counted(self, batch) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from metric_kernels import fn
 from metric_kernels.distances import LpDistance
 from metric_kernels.language import Formula, count, stages_of, total
-from metric_kernels.losses._base import of_elements
+from metric_kernels.losses._base import of_elements, whole_number
 from metric_kernels.losses._triplet import SampledTripletLoss
 from metric_kernels.reducers import AvgNonZeroReducer, DivisorReducer, Reducer, SumReducer
 from metric_kernels.rowstats import Call, row_stats
@@ -93,7 +93,8 @@ class MarginLoss(SampledTripletLoss):
         self.margin = margin
         self.nu = nu
         self.learn_beta = learn_beta
-        beta = torch.full((num_classes or 1,), float(beta))
+        number = whole_number("num_classes", num_classes) if num_classes else 1
+        beta = torch.full((number,), float(beta))
         if learn_beta:
             self.beta = nn.Parameter(beta)
         else:
@@ -111,7 +112,7 @@ class MarginLoss(SampledTripletLoss):
         loss = main.of_pairs(sums, counts if isinstance(main, AvgNonZeroReducer) else everything, batch.labels)
         if not self.learn_beta:
             return loss
-        penalty = self.nu * beta.double()
+        penalty = self._number("nu") * beta.double()
         if len(self.beta) == 1:
             return loss + torch.where(everything.sum() > 0, penalty[0], 0.0)
         inside = everything * regular.inside(penalty)
@@ -125,7 +126,7 @@ class MarginLoss(SampledTripletLoss):
         """For each anchor the sum over its triplets, how many of them cost something, and the number of hinges above 0."""
         dtype = torch.float64 if batch.x.dtype == torch.float64 else torch.float32
         known = beta.detach().to(dtype).contiguous()
-        params = (), (self.sign, float(self.margin))
+        params = (), (self.sign, self._number("margin"))
         (_, far, far_count, near, near_count), _ = row_stats(
             Call.of(FORMULA, params, self.distance, batch, self.backend, known)
         )
@@ -151,17 +152,17 @@ class MarginLoss(SampledTripletLoss):
 
     def _of_list(self, batch, reducer):
         triplets = self._triplets(batch)
-        if not len(triplets.anchors):
-            return self._each({}, [], batch) or batch.nothing()
+        margin = self._number("margin")
         positive, negative = self._values(batch, triplets)
         beta = self._thresholds(batch.labels, len(batch.x)).to(positive.dtype)[triplets.anchors]
-        far = torch.relu(self.sign * (positive - beta) + self.margin)
-        near = torch.relu(self.sign * (beta - negative) + self.margin)
+        far = torch.relu(self.sign * (positive - beta) + margin)
+        near = torch.relu(self.sign * (beta - negative) + margin)
         found = {"margin_loss": (far + near, tuple(triplets), "triplet")}
         if self.learn_beta and len(self.beta) == 1:
-            found["beta_reg_loss"] = ((self.nu * self.beta.to(positive.dtype)).squeeze(), None, "already_reduced")
+            penalty = self._number("nu") * self.beta.to(positive.dtype)[0]
+            found["beta_reg_loss"] = (penalty if len(triplets.anchors) else penalty * 0.0, None, "already_reduced")
         elif self.learn_beta:
-            found["beta_reg_loss"] = (self.nu * beta, triplets.anchors, "element")
+            found["beta_reg_loss"] = (self._number("nu") * beta, triplets.anchors, "element")
         return self._each(found, _divided(reducer, (far > 0).sum() + (near > 0).sum()), batch)
 
 

@@ -99,7 +99,7 @@ class QuadrupletLoss(Loss):
         if batch.pairs is not None:
             return self._of_list(batch)
         distance = self.distance if self.metric is None else Learned(self.metric, batch.x)
-        margins = self._margins(self._gap(batch, distance)) if self.adaptive else (self.margin1, self.margin2)
+        margins = self._margins(self._gap(batch, distance)) if self.adaptive else self._fixed()
         first, second = self._reducers()
         for reducer in (first, second):
             check_quadruplets(reducer, distance)
@@ -114,6 +114,9 @@ class QuadrupletLoss(Loss):
                 totals = totals + sums.active.sum() * (margin - margin.detach())
             loss = loss + reducer.of_pairs(times * totals, times * counts, batch.labels)
         return loss
+
+    def _fixed(self) -> tuple[float, float]:
+        return self._number("margin1"), self._number("margin2")
 
     def _margins(self, gap: Tensor) -> tuple[Tensor, Tensor]:
         gap = gap.detach() if self.detach_margins else gap
@@ -140,9 +143,10 @@ class QuadrupletLoss(Loss):
             found = _called(self.metric, batch.x, *pairs[:2])
         sign = self.distance.sign if self.metric is None else 1.0
         positive, negative, other = (sign * found).unflatten(0, (3, len(a))).unbind(0)
+        margin1, margin2 = self._fixed()
         found = {
-            "triplet_loss": (torch.relu(positive - negative + self.margin1), (a, p, n1), "triplet"),
-            "quadruplet_loss": (torch.relu(positive - other + self.margin2), a, "element"),
+            "triplet_loss": (torch.relu(positive - negative + margin1), (a, p, n1), "triplet"),
+            "quadruplet_loss": (torch.relu(positive - other + margin2), a, "element"),
         }
         return self._each(found, self._reducers(), batch)
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import math
 
 import torch
-from torch.nn.functional import softplus
 
+from metric_kernels import fn
 from metric_kernels.language import Formula, lse, stages_of
 from metric_kernels.losses._base import Loss
 from metric_kernels.rowstats import Call, row_stats
@@ -66,13 +66,13 @@ class QuadrupletLogSumExpLoss(Loss):
             exponents = [side * self._values(batch, p) for side, p in zip((self.sign, -self.sign), batch.pairs)]
             halved = 0.0
         else:
-            params = ((self.sign, float(self.scale)),)
+            params = ((self.sign, self._number("scale")),)
             exponents, _ = row_stats(Call.of(FORMULA, params, self.distance, batch, self.backend))
-            halved = 2.0 * math.log(2.0) if batch.exclude_self else 0.0  # each pair was seen from both its ends
-        return self._whole(softplus(sum(_lse(t.double()) for t in exponents) - halved, threshold=math.inf), batch)
+            halved = 2.0 * math.log(2.0) if batch.same else 0.0  # each pair was seen from both its ends
+        return self._whole(fn.softplus(sum(_lse(t.double()) for t in exponents) - halved), batch)
 
     def _values(self, batch, pairs: Pairs):
-        return self.scale * values(self.distance, batch.x, batch.y, pairs)
+        return self._number("scale") * values(self.distance, batch.x, batch.y, pairs)
 
 
 def _lse(t: torch.Tensor) -> torch.Tensor:

@@ -53,7 +53,7 @@ class QuadrupletMarginLoss(Loss):
         self._refuse(batch, listed=True)
         (reducer,) = self._reducers()
         distance = check_quadruplets(reducer, self.distance)
-        sums = quadruplet_sums(reducer.window, self.margin, self.negatives, batch, distance, self.backend)
+        sums = quadruplet_sums(reducer.window, self._number("margin"), self.negatives, batch, distance, self.backend)
         return reducer.of_pairs(sums.totals[None], sums.counts[None].double(), batch.labels)
 
 

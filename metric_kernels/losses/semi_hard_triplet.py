@@ -50,7 +50,7 @@ class SemiHardTripletLoss(TripletLoss):
         return super()._evaluate(batch)
 
     def _term(self, low, high):
-        return SemiHardTriplets("softplus" if self.soft_margin else "hinge", self.sign, low, high, float(self.margin))
+        return SemiHardTriplets("softplus" if self.soft_margin else "hinge", self.sign, low, high, self._number("margin"))
 
     def _sums(self, batch, window):
         values, counts = evaluate(self._term(max(window[0], -1.0), window[1]), batch, self.distance, self.backend)
@@ -63,4 +63,4 @@ class SemiHardTripletLoss(TripletLoss):
     def _costs(self, batch, triplets):
         positive, negative = self._values(batch, triplets)
         shape = "softplus" if self.soft_margin else "hinge"
-        return SLOPES[shape][0](self.sign * (positive - negative) + self.margin)
+        return SLOPES[shape][0](self.sign * (positive - negative) + self._number("margin"))

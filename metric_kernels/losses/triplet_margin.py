@@ -79,8 +79,8 @@ class TripletMarginLoss(SampledTripletLoss):
         positive, negative = self._values(batch, triplets)
         if self.swap:
             negative = swapped_values(self.distance, batch, triplets, negative)
-        return SLOPES[self.shape][0](self.sign * (positive - negative) + self.margin)
+        return SLOPES[self.shape][0](self.sign * (positive - negative) + self._number("margin"))
 
     def _sums(self, batch, window):
-        sums = triplet_sums(window, self.shape, self.margin, batch, self.distance, self.backend, self.swap)
+        sums = triplet_sums(window, self.shape, self._number("margin"), batch, self.distance, self.backend, self.swap)
         return sums.totals, sums.counts

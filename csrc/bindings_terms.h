@@ -48,6 +48,15 @@ template <class T> Lists<T> checked_lists(const py::array& lists, const py::arra
   return out;
 }
 
+// A list for each of m rows.
+template <class T> Lists<T> checked_own_lists(const py::array& lists, int64_t m) {
+  if (lists.ndim() != 2) throw py::value_error("lists: expected 2 dimensions, got shape " + shape_of(lists));
+  Lists<T> out{};
+  out.number = m, out.length = lists.shape(1);
+  out.values = matrix<T>("lists", lists, m, out.length, out.stride);
+  return out;
+}
+
 template <class T> T* whole(const char* name, py::array& a, int64_t rows, int64_t columns) {
   int64_t stride;
   T* data = writable<T>(name, a, rows, columns, stride);
@@ -97,10 +106,10 @@ void rank_grads(const Terms& terms, const ValuesArguments& a, double sign, const
 }
 
 template <class T>
-void sums(const Terms& terms, const ValuesArguments& a, double sign, const py::array& lists, const py::array& which,
+void sums(const Terms& terms, const ValuesArguments& a, double sign, const py::array& lists,
           double margin, const std::string& shape, double low, double high, py::array& totals, py::array& counts) {
   const Values<T> tile = checked<T>(a);
-  const Lists<T> of = checked_lists<T>(lists, which, tile.m);
+  const Lists<T> of = checked_own_lists<T>(lists, tile.m);
   double* sum = vector_out<double>("totals", totals, tile.m);
   int64_t* number = vector_out<int64_t>("counts", counts, tile.m);
   const Cost<T> cost = checked_cost<T>(shape, low, high);
@@ -109,10 +118,10 @@ void sums(const Terms& terms, const ValuesArguments& a, double sign, const py::a
 }
 
 template <class T>
-void sum_grads(const Terms& terms, const ValuesArguments& a, double sign, const py::array& lists, const py::array& which,
+void sum_grads(const Terms& terms, const ValuesArguments& a, double sign, const py::array& lists,
                double margin, const std::string& shape, double low, double high, const py::array& scale, py::array& g, py::array& slopes) {
   const Values<T> tile = checked<T>(a);
-  const Lists<T> of = checked_lists<T>(lists, which, tile.m);
+  const Lists<T> of = checked_own_lists<T>(lists, tile.m);
   const T* factors = vector<T>("scale", scale, tile.m);
   int64_t stride;
   T* out = writable<T>("g", g, tile.m, tile.n, stride);
@@ -123,10 +132,10 @@ void sum_grads(const Terms& terms, const ValuesArguments& a, double sign, const 
 }
 
 template <class T>
-void nearest(const Terms& terms, const ValuesArguments& a, double sign, const py::array& lists, const py::array& which,
+void nearest(const Terms& terms, const ValuesArguments& a, double sign, const py::array& lists,
              py::array& columns) {
   const Values<T> tile = checked<T>(a);
-  const Lists<T> of = checked_lists<T>(lists, which, tile.m);
+  const Lists<T> of = checked_own_lists<T>(lists, tile.m);
   int64_t* out = whole<int64_t>("columns", columns, tile.m, of.length);
   py::gil_scoped_release release;
   terms.ordered<T>().nearest(tile, T(sign), of, out);
@@ -195,14 +204,14 @@ template <class Active> void define_terms(py::module_& m, Active terms) {
   m.def("rank_grads", [terms](VALUES, LISTS, double margin, py::array scale, py::array g, Counted below) {
     BY_TYPE(rank_grads)(terms(), VALUES_ARGUMENTS, sign, lists, which, margin, scale, g, below);
   });
-  m.def("sums", [terms](VALUES, LISTS, double margin, std::string shape, double low, double high, py::array totals, py::array counts) {
-    BY_TYPE(sums)(terms(), VALUES_ARGUMENTS, sign, lists, which, margin, shape, low, high, totals, counts);
+  m.def("sums", [terms](VALUES, double sign, py::array lists, double margin, std::string shape, double low, double high, py::array totals, py::array counts) {
+    BY_TYPE(sums)(terms(), VALUES_ARGUMENTS, sign, lists, margin, shape, low, high, totals, counts);
   });
-  m.def("sum_grads", [terms](VALUES, LISTS, double margin, std::string shape, double low, double high, py::array scale, py::array g, py::array slopes) {
-    BY_TYPE(sum_grads)(terms(), VALUES_ARGUMENTS, sign, lists, which, margin, shape, low, high, scale, g, slopes);
+  m.def("sum_grads", [terms](VALUES, double sign, py::array lists, double margin, std::string shape, double low, double high, py::array scale, py::array g, py::array slopes) {
+    BY_TYPE(sum_grads)(terms(), VALUES_ARGUMENTS, sign, lists, margin, shape, low, high, scale, g, slopes);
   });
-  m.def("nearest", [terms](VALUES, LISTS, py::array columns) {
-    BY_TYPE(nearest)(terms(), VALUES_ARGUMENTS, sign, lists, which, columns);
+  m.def("nearest", [terms](VALUES, double sign, py::array lists, py::array columns) {
+    BY_TYPE(nearest)(terms(), VALUES_ARGUMENTS, sign, lists, columns);
   });
   m.def("histogram", [terms](VALUES, double low, double step, int bits, py::array out, py::array spoiled) {
     BY_TYPE(histogram)(terms(), VALUES_ARGUMENTS, low, step, bits, out, spoiled);

@@ -53,10 +53,11 @@ template <class T> void histogram(const Values<T>& tile, const Nodes& nodes, int
         for (int j = 0; j < len; ++j) {
           T share;
           place[j] = lower_node(v[j], low, per_step, last, share) + (other[j] == label ? 0 : negative);
-          const int64_t counts = v[j] == v[j] ? one : 0;
+          const bool finite = v[j] - v[j] == T(0);
+          const int64_t counts = finite ? one : 0;
           upper[j] = counts ? rounded(double(share) * double(one)) : 0;
           lower[j] = counts - upper[j];
-          bad |= (v[j] != v[j]) & (j0 + j != self);
+          bad |= !finite & (j0 + j != self);
         }
         if (self >= j0 && self < j0 + len) lower[self - j0] = upper[self - j0] = 0;
         if (bad) spoiled[i] = true;

@@ -189,11 +189,17 @@ template <class T> struct Current {
 
 template <class T, class Each>
 inline void each_row(const Values<T>& tile, const Lists<T>& lists, int64_t* below, Each each) {
+  // Rows of one list after another, so that a list is prepared once.
+  std::vector<int64_t> order(tile.m);
+  for (int64_t i = 0; i < tile.m; ++i) order[i] = i;
+  if (!std::is_sorted(lists.which, lists.which + tile.m))
+    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return lists.which[a] < lists.which[b]; });
 #pragma omp parallel num_threads(tile.threads) if (tile.m * tile.n >= ONE_THREAD_BELOW)
   {
     Current<T> current(lists, below);
 #pragma omp for schedule(static)
-    for (int64_t i = 0; i < tile.m; ++i) {
+    for (int64_t k = 0; k < tile.m; ++k) {
+      const int64_t i = order[k];
       current.take(lists.which[i]);
       each(i, current);
     }

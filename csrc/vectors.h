@@ -242,7 +242,7 @@ template <class T, class Measure>
 void distances_of(const Measure& measure, const Points<const T>& x, const Points<const T>& yt, const Points<T>& out,
                   int threads) {
   each_block<T>(x.number, yt.features, x.features, threads, [&](int64_t i, int rows, int64_t j, int len) {
-    Block<T> sum, scale;
+    Block<T> sum, scale = {};
     if constexpr (Measure::scaled) {
       sums(Chebyshev<T>{}, x, yt, i, rows, j, len, scale, sum);
       for (int r = 0; r < rows; ++r)

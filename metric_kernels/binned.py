@@ -9,7 +9,7 @@ What the ``binned`` kernels of a backend do for a tile of values v (m, n), nodes
 ``histogram(tile, low, step, bits, out, spoiled)``
     adds the shares of the positives of each row to out[row or 0, 0] and of its negatives to out[row or 0, 1]; out is
     (m or 1, 2, R) int64. A value beyond the nodes counts as the last node on its side. spoiled (m,) becomes True for a row
-    with a NaN among these values, which is nowhere in the histogram.
+    with a value among these that is not finite, and is nowhere in the histogram.
 ``histogram_grads(tile, low, step, tables, g)``
     adds (tables[..., r + 1] - tables[..., r]) / step to g_ij, r and r + 1 being the nodes of v_ij; 0 beyond the nodes.
 """
@@ -65,7 +65,8 @@ class PairHistogram(Term):
 
 def soft_histogram(v: Tensor, low: float, step: float, nodes: int) -> Tensor:
     """The shares (nodes,) float64 of a list of values (P,), differentiable."""
-    place = ((v.double() - low) / step).clamp(0.0, nodes - 1.0)
+    # A value that is not finite has no place, and must reach the sums.
+    place = ((v.double() - low) / step).clamp(0.0, nodes - 1.0) + 0.0 * v
     node = place.detach().nan_to_num(0.0).long().clamp(max=nodes - 2)
     share = place - node
     return share.new_zeros(nodes).index_add(0, node, 1.0 - share).index_add(0, node + 1, share)

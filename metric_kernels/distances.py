@@ -59,8 +59,10 @@ class Distance(torch.nn.Module):
 
     @property
     def symmetric(self) -> bool:
-        """Whether the value of (i, j) is that of (j, i)."""
-        return not self.is_a(SNRDistance)
+        """Whether the value of (i, j) is that of (j, i). A distance of one's own has to say so."""
+        if self.metric is not None:
+            return self.metric.symmetric
+        return any(self.is_a(kind) for kind in (LpDistance, DotProductSimilarity, CosineSimilarity))
 
     @property
     def sign(self) -> float:
@@ -241,6 +243,10 @@ class _Foreign(Distance):
     def __init__(self, inner):
         super().__init__(inner.normalize_embeddings, inner.p, inner.power, inner.is_inverted)
         self.inner = inner
+
+    @property
+    def symmetric(self):
+        return getattr(self.inner, "symmetric", super().symmetric)
 
     def is_a(self, kind):
         return any(base.__name__ == kind.__name__ for base in type(self.inner).__mro__)

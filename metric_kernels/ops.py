@@ -87,7 +87,7 @@ def batch_all_triplet(
     """
     _one_of("shape", shape, SHAPES)
     batch, distance = Batch(embeddings, labels, None, ref_emb, ref_labels), _distance(distance)
-    term = BatchAllTriplets(shape, distance.sign, 0.0, torch.inf, (float(margin),))
+    term = BatchAllTriplets(shape, distance.sign, 0.0, torch.inf, (_number("margin", margin),))
     loss, active = evaluate(term, batch, distance, backend)
     positives, negatives = batch.numbers()
     return HingeSum(loss[0], active[0], positives * negatives)
@@ -133,7 +133,9 @@ def semi_hard_triplet(
     """
     _one_of("shape", shape, SHAPES)
     batch, distance = Batch(embeddings, labels, None, ref_emb, ref_labels), _distance(distance)
-    loss, active = evaluate(SemiHardTriplets(shape, distance.sign, 0.0, torch.inf, float(margin)), batch, distance, backend)
+    loss, active = evaluate(
+        SemiHardTriplets(shape, distance.sign, 0.0, torch.inf, _number("margin", margin)), batch, distance, backend
+    )
     positives, negatives = batch.numbers()
     return HingeSum(loss[0], active[0], torch.where(negatives > 0, positives, 0))
 
@@ -177,7 +179,7 @@ def batch_all_quadruplet(
     batch, distance = Batch(embeddings, labels, None, None, None), _distance(distance)
     if not distance.symmetric:
         raise ValueError(f"distance: expected a symmetric one, such as LpDistance(), got {type(distance).__name__}")
-    loss, active = evaluate(BatchAllQuadruplets(distance.sign, float(margin), negatives), batch, distance, backend)
+    loss, active = evaluate(BatchAllQuadruplets(distance.sign, _number("margin", margin), negatives), batch, distance, backend)
     return HingeSum(loss[0], active[0], valid_quadruplets(batch.labels, negatives))
 
 
@@ -213,7 +215,8 @@ def pair_histogram(
         distance: as for a loss; CosineSimilarity() by default.
         backend: as for a loss.
     Returns:
-        :class:`PairHistograms` of (bins + 1,) or (B, bins + 1) tensors. NaN where a NaN would have to be counted.
+        :class:`PairHistograms` of (bins + 1,) or (B, bins + 1) tensors.
+        NaN where a value that is not finite would have to be counted.
     Raises:
         ValueError, TypeError: an argument of a wrong shape, type or range.
 
@@ -225,7 +228,7 @@ def pair_histogram(
     """
     if isinstance(bins, bool) or not isinstance(bins, int) or not 1 <= bins < 1 << 24:
         raise ValueError(f"bins: expected an integer from 1 to {(1 << 24) - 1}, got {bins!r}")
-    low, high = float(low), float(high)
+    low, high = _number("low", low), _number("high", high)
     if not low < high < torch.inf or low == -torch.inf:
         raise ValueError(f"low, high: expected finite numbers in order, got {low} and {high}")
     batch = Batch(embeddings, labels, None, ref_emb, ref_labels)
@@ -287,19 +290,30 @@ def row_stats(
         raise ValueError(f"params: expected a number for each of {', '.join(missing)}, got {sorted(params)}")
     if known.two_sided and not batch.same and not distance.symmetric:
         raise ValueError(f"distance: expected a symmetric one for this formula, got {type(distance).__name__}")
-    numbers = tuple(tuple(float(params[name]) for name in stage.params) for stage in known.stages)
+    numbers = tuple(tuple(_number(f"params[{name!r}]", params[name]) for name in stage.params) for stage in known.stages)
     return rowstats.row_stats(rowstats.Call.of(known, numbers, distance, batch, backend))[0]
 
 
-@functools.cache
 def _formula(owner: type) -> Formula:
     if not isinstance(owner, type):
         raise TypeError(f"formula: expected a class, got {type(owner).__name__}")
     if isinstance(getattr(owner, "formula", None), Formula):
         return owner.formula
+    return _made(owner)
+
+
+@functools.cache
+def _made(owner: type) -> Formula:
     if not (stages := stages_of(owner)):
         raise TypeError(f"formula: expected a class with stats, pair and dpair, got {owner.__qualname__}")
     return Formula(f"{owner.__module__}.{owner.__qualname__}", stages)
+
+
+def _number(name: str, value: object) -> float:
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: expected a number, got {value!r}") from None
 
 
 def _distance(distance: object | None) -> distances.Distance:

@@ -27,6 +27,7 @@ or shared, ``lists[which[i]]`` (K,), sorted, with -inf for places that are empty
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -204,60 +205,53 @@ class BatchAllQuadruplets(Term):
 
     def forward(self, kernels, tiles: Tiles, values: Tensor, counts: Tensor):
         pairs = PositivePairs.of(tiles, self.sign)
+        own = ListsByClass.of(pairs, tiles.labels) if self.negatives == "other_class" else ListsByClass.none(pairs)
         total, count = values.new_zeros(2, len(tiles.labels)), counts.new_zeros(2, len(tiles.labels))
-        below, own_below = none_below(pairs.everywhere), none_below(pairs.by_class)
+        below = none_below(pairs.everywhere)
         for tile in tiles:
-            at, rows = tile.rows, len(tile.v)
-            shared = torch.zeros(rows, dtype=torch.int64, device=tile.v.device)
+            at, shared = tile.rows, torch.zeros(len(tile.v), dtype=torch.int64, device=tile.v.device)
             kernels.ranks(tile, self.sign, pairs.everywhere, shared, self.margin, total[0, at], count[0, at], below)
-            if self.negatives == "other_class":
-                own = pairs.classes[at]
-                kernels.ranks(tile, self.sign, pairs.by_class, own, self.margin, total[1, at], count[1, at], own_below)
-        # Every negative pair was seen from both its ends, and its class from one.
+            for rows, part, lists, which, hits in own.parts(tile):
+                sums, numbers = total.new_zeros(len(which)), count.new_zeros(len(which))
+                kernels.ranks(part, self.sign, lists, which, self.margin, sums, numbers, hits)
+                total[1, at].index_add_(0, rows, sums)
+                count[1, at].index_add_(0, rows, numbers)
+            if self.negatives == "disjoint":
+                self.triplets.forward(kernels, (tile,), total[1:], count[1:])
+        # Every negative pair was seen from both its ends, and what is to be subtracted from one.
         values += 0.5 * total[0].sum() - total[1].sum()
         counts += count[0].sum() // 2 - count[1].sum()
-        if self.negatives == "disjoint":
-            triplets, active = values.new_zeros(1, len(tiles.labels)), counts.new_zeros(1, len(tiles.labels))
-            self.triplets.forward(kernels, tiles, triplets, active)
-            values -= triplets.sum()
-            counts -= active.sum()
-        return *pairs, below, own_below
+        return *pairs, below, own.place, own.below, *own.groups
 
     def backward(self, kernels, tile: ValueTile, g: Tensor, grads: Tensor, saved):
-        *pairs, below, own_below = saved
-        pairs = PositivePairs(*pairs)
+        first, second, everywhere, rank, below, place, own_below, *groups = saved
+        own = ListsByClass(place, own_below, tuple(groups))
         grad = grads.to(g.dtype)
         every = grad.expand(len(g)).contiguous()
         shared = torch.zeros(len(g), dtype=torch.int64, device=g.device)
-        kernels.rank_grads(tile, self.sign, pairs.everywhere, shared, self.margin, 0.5 * every, g, None)
-        active = 0.5 * below[0][pairs.rank_everywhere]
+        kernels.rank_grads(tile, self.sign, everywhere, shared, self.margin, 0.5 * every, g, None)
+        active = 0.5 * below[0][rank].double()
+        for rows, part, lists, which, _ in own.parts(tile):
+            share = torch.zeros_like(part.v)
+            kernels.rank_grads(part, self.sign, lists, which, self.margin, -every[: len(which)], share, None)
+            g.index_add_(0, rows, share)
         if self.negatives == "other_class":
-            own = pairs.classes[tile.rows]
-            kernels.rank_grads(tile, self.sign, pairs.by_class, own, self.margin, -every, g, None)
-            active -= own_below.flatten()[pairs.rank_in_class]
+            active -= own_below[place]
         if self.negatives == "disjoint":
-            every = -grads.expand(1, tile.rows.stop)
-            self.triplets.backward(kernels, tile, g, every, ())
-        for i, j in ((pairs.first, pairs.second), (pairs.second, pairs.first)):
+            self.triplets.backward(kernels, tile, g, -grads.expand(1, tile.rows.stop), ())
+        for i, j in ((first, second), (second, first)):
             here = (i >= tile.rows.start) & (i < tile.rows.stop)
-            share = 0.5 * self.sign * grad * active[here]
+            share = 0.5 * self.sign * grads * active[here]
             g.index_put_((i[here] - tile.rows.start, j[here]), share.to(g.dtype), accumulate=True)
 
 
 class PositivePairs(NamedTuple):
-    """The positive pairs i < j of a batch, and their values u as sorted lists: one of all pairs, and one for each class.
-
-    ``classes`` (N,) is the list of each point, ``rank_everywhere`` and ``rank_in_class`` (pairs,) the place of each pair in
-    the list of all and in the flattened lists of the classes.
-    """
+    """The positive pairs i < j of a batch, their values u as one sorted list, and the place of each pair in it."""
 
     first: Tensor
     second: Tensor
     everywhere: Tensor
-    by_class: Tensor
-    classes: Tensor
-    rank_everywhere: Tensor
-    rank_in_class: Tensor
+    rank: Tensor
 
     @classmethod
     def of(cls, tiles: Tiles, sign: float) -> PositivePairs:
@@ -274,21 +268,63 @@ class PositivePairs(NamedTuple):
         first, second, u = (torch.cat(parts) for parts in zip(*found))
         everywhere, order = u.sort()
         rank = torch.empty_like(order).index_put_((order,), torch.arange(len(order), device=order.device))
-        different, classes = tiles.labels.unique(return_inverse=True)
-        by_class, rank_in_class = _lists_by_class(everywhere, classes[first][order], len(different))
-        return cls(first, second, everywhere[None], by_class, classes, rank, rank_in_class[rank])
+        return cls(first, second, everywhere[None], rank)
 
 
-def _lists_by_class(u: Tensor, classes: Tensor, different: int) -> tuple[Tensor, Tensor]:
-    """The sorted values u (P,) as one sorted list (C, K) for each class, -inf first, and the place of each in there."""
-    number = classes.bincount(minlength=different)
-    longest = int(number.max())
-    grouped, order = classes.sort(stable=True)
-    place = torch.arange(len(u), device=u.device) - (number.cumsum(0) - number)[grouped]
-    place = grouped * longest + longest - number[grouped] + place
-    lists = u.new_full((len(number), longest), -torch.inf)
-    lists.view(-1)[place] = u[order]
-    return lists, torch.empty_like(place).index_put_((order,), place)
+class ListsByClass(NamedTuple):
+    """The values of the positive pairs of each class, sorted, -inf first.
+
+    Classes of about the same number of pairs share a matrix of lists, so that all of them have at most twice as many places
+    as there are pairs. ``groups`` are these matrices, and after each the list (N,) of every point, -1 where it is in another.
+    ``place`` (P,) is that of each pair in all matrices one after another, and ``below`` the kernels' counts for these places.
+    """
+
+    place: Tensor
+    below: Tensor
+    groups: tuple[Tensor, ...]
+
+    @classmethod
+    def none(cls, pairs: PositivePairs) -> ListsByClass:
+        return cls(pairs.rank[:0], pairs.rank[:0], ())
+
+    @classmethod
+    def of(cls, pairs: PositivePairs, labels: Tensor) -> ListsByClass:
+        different, classes = labels.unique(return_inverse=True)
+        u = pairs.everywhere[0]
+        of_value = torch.empty_like(pairs.rank).index_put_((pairs.rank,), classes[pairs.first])
+        number = of_value.bincount(minlength=len(different))
+        grouped, order = of_value.sort(stable=True)
+        within = torch.arange(len(u), device=u.device) - (number.cumsum(0) - number)[grouped]
+        size = torch.where(number > 0, number.clamp(min=1).double().log2().long(), -1)
+        groups, place, used = [], torch.empty_like(pairs.rank), 0
+        for exponent in size.unique().tolist():
+            if exponent < 0:
+                continue
+            members = (size == exponent).nonzero()[:, 0]
+            index = torch.full_like(number, -1).index_put_((members,), torch.arange(len(members), device=u.device))
+            length = int(number[members].max())
+            lists = u.new_full((len(members), length), -torch.inf)
+            here = index[grouped] >= 0
+            at = (index[grouped] + 1) * length - number[grouped] + within
+            lists.view(-1)[at[here]] = u[order[here]]
+            place[order[here]] = used + at[here]
+            used += lists.numel()
+            groups += [lists, index[classes]]
+        return cls(place[pairs.rank], torch.zeros(used, dtype=torch.int64, device=u.device), tuple(groups))
+
+    def parts(self, tile: ValueTile) -> Iterator[tuple[Tensor, ValueTile, Tensor, Tensor, Tensor]]:
+        """For each matrix, the rows of a tile that have a list there, a tile of them, the matrix, their lists, its counts."""
+        used = 0
+        for lists, of_point in zip(self.groups[::2], self.groups[1::2]):
+            which = of_point[tile.rows]
+            rows = (which >= 0).nonzero()[:, 0]
+            below = self.below[used : used + lists.numel()].view(lists.shape)
+            used += lists.numel()
+            if len(rows) == len(which):
+                yield rows, tile, lists, which, below
+            elif len(rows):
+                part = tile._replace(v=tile.v[rows], labels=tile.labels[rows], diagonal=-1)
+                yield rows, part, lists, which[rows], below
 
 
 def own_lists(tile: ValueTile) -> Tensor:

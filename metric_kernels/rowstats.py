@@ -7,6 +7,7 @@ overwrite what they are given, always compute it again.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -55,7 +56,8 @@ class Call(NamedTuple):
         x, y = batch.x, None if batch.same else batch.y
         metric, normalize, given = distance.metric, distance.normalize_embeddings, distance.metric is None
         if given:
-            x, y, metric, normalize = pair_matrix(distance, x, batch.y), None, Dot, False
+            with _vectors_by(backend):
+                x, y, metric, normalize = pair_matrix(distance, x, batch.y), None, Dot, False
         op = Op(formula, metric, params)
         options = normalize, batch.exclude_self, given, batch.same, backend
         return cls(op, x, y, batch.targets, batch.ref_labels, known, *options)
@@ -90,6 +92,12 @@ def has_epilogue(call: Call) -> bool:
 def row_loss(call: Call, epilogue: Epilogue) -> Tensor:
     """The loss as one operation, for small batches: torch would take as long for the epilogue as for the products."""
     return _RowLoss.apply(call.x, call.y, call, epilogue)
+
+
+def _vectors_by(backend: str | None):
+    """A backend that was asked for builds the matrix too, if it can."""
+    able = backend is not None and hasattr(backends.load(backend), "vectors")
+    return backends.use_backend(backend) if able else nullcontext()
 
 
 def pair_matrix(distance: Callable, x: Tensor, y: Tensor) -> Tensor:

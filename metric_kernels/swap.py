@@ -31,8 +31,8 @@ def swapped_values(distance: Distance, batch: Batch, triplets: Triplets, negativ
     return _nearer(distance, negative, other)
 
 
-def swapped_sums(term: BatchAllTriplets, batch: Batch, distance: Distance, backend: str | None) -> tuple[Tensor, Tensor]:
-    """What the term is for all triplets after the change of places: values (1, B) float64, counts (1, B) int64."""
+def swapped_sums(term: BatchAllTriplets, batch: Batch, distance: Distance) -> tuple[Tensor, Tensor]:
+    """What the term is for all triplets after the change of places, on any backend: values (1, B) float64, counts (1, B) int64."""
     labels = batch.labels, batch.ref_labels, batch.exclude_self
     return _Swapped.apply(batch.x, None if batch.y is batch.x else batch.y, term, distance, labels)
 

@@ -162,7 +162,7 @@ class _TermRun(Run):
 
     def forward(self, keep: bool) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         n, m, z = len(self.x.z), len(self.y.z), self.x.z
-        if keep:
+        if keep or self.term.saves:  # such a term sweeps more than once
             self._keep()
         shape, counted = self.term.shapes(n, m)
         values, counts = z.new_zeros(shape, dtype=torch.float64), torch.zeros(counted, dtype=torch.int64, device=z.device)
@@ -188,8 +188,8 @@ class _TermRun(Run):
         sweep = core.Sweep(self.problem, x, y, kept, filled=self.filled)
         same, free = x is y, self.problem.free_norms
         mirrored = same and term.symmetric and metric.symmetric
-        gx = torch.zeros_like(x.z)
-        gy = gx if same else torch.zeros_like(y.z)
+        gx = torch.zeros_like(x.z) if wanted[0] else None
+        gy = gx if same else torch.zeros_like(y.z) if wanted[1] else None
         norm_x = x.z.new_zeros(len(x.z)) if free else None
         norm_y = norm_x if same or not free else y.z.new_zeros(len(y.z))
         for rows, tile in sweep:
@@ -201,8 +201,11 @@ class _TermRun(Run):
             if free:
                 norm_x[rows] += own
                 norm_y.add_(tile.s.sum(0), alpha=-0.5)
-            if kept is None or not same:
+            if kept is not None and same:
+                continue
+            if gx is not None:
                 gx[rows] += tile.s @ y.z
+            if gy is not None:
                 gy.addmm_(tile.s.t(), x.z[rows])
         if kept is not None and same:
             if not mirrored:
@@ -211,8 +214,8 @@ class _TermRun(Run):
             if mirrored:
                 gx *= 2.0
         return (
-            x.pull(gx, norm_x, self.dtypes[0]) if wanted[0] else None,
-            y.pull(gy, norm_y, self.dtypes[1]) if wanted[1] and not same else None,
+            None if gx is None else x.pull(gx, norm_x, self.dtypes[0]),
+            None if gy is None or same else y.pull(gy, norm_y, self.dtypes[1]),
         )
 
     def _given(self, grads: Tensor, saved: tuple[Tensor, ...]) -> Tensor:

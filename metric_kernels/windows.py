@@ -41,7 +41,7 @@ def triplet_sums(
 
     def between(low: float, high: float) -> tuple[Tensor, Tensor]:
         term = BatchAllTriplets(shape, distance.sign, low, high, (margin,))
-        values, counts = (swapped_sums if swap else evaluate)(term, batch, distance, backend)
+        values, counts = swapped_sums(term, batch, distance) if swap else evaluate(term, batch, distance, backend)
         return values[0], counts[0]
 
     # No loss is below 0, and a loss of 0 adds nothing.

@@ -26,11 +26,8 @@ TILE = {
     "diagonal": lambda: -1,
     "threads": lambda: 1,
 }
-LISTS = {
-    "sign": lambda: 1.0,
-    "lists": lambda: np.sort(floats(ROWS, LENGTH), 1),
-    "which": lambda: np.arange(ROWS),
-}
+OWN_LISTS = {"sign": lambda: 1.0, "lists": lambda: np.sort(floats(ROWS, LENGTH), 1)}
+LISTS = {**OWN_LISTS, "which": lambda: np.arange(ROWS)}
 PRODUCTS = {
     "metric": lambda: native.metrics["Euclidean"],
     "s": lambda: floats(ROWS, COLUMNS),
@@ -50,9 +47,9 @@ ENTRIES = {
     "pair_slopes": {**PRODUCTS, **G, "norm_grad": lambda: floats(ROWS)},
     "ranks": {**TILE, **LISTS, "margin": lambda: 0.1, **SUMS, **BELOW},
     "rank_grads": {**TILE, **LISTS, "margin": lambda: 0.1, **SCALE, **G, **BELOW},
-    "sums": {**TILE, **LISTS, **SHAPE, **SUMS},
-    "sum_grads": {**TILE, **LISTS, **SHAPE, **SCALE, **G, "slopes": lambda: np.zeros((ROWS, LENGTH))},
-    "nearest": {**TILE, **LISTS, "columns": lambda: integers(ROWS, LENGTH)},
+    "sums": {**TILE, **OWN_LISTS, **SHAPE, **SUMS},
+    "sum_grads": {**TILE, **OWN_LISTS, **SHAPE, **SCALE, **G, "slopes": lambda: np.zeros((ROWS, LENGTH))},
+    "nearest": {**TILE, **OWN_LISTS, "columns": lambda: integers(ROWS, LENGTH)},
     "histogram": {
         **TILE,
         **GRID,
@@ -141,6 +138,13 @@ def test_a_list_that_is_not_there(entry):
     for wrong in ([-1, 0, 0], [0, 0, ROWS]):
         with pytest.raises(ValueError, match="which: expected 0 to 2"):
             call(entry, {**arguments(entry), "which": np.array(wrong)})
+
+
+@pytest.mark.parametrize("entry", ["sums", "sum_grads", "nearest"])
+@pytest.mark.parametrize("number", [ROWS - 1, ROWS + 1])
+def test_a_list_for_each_row(entry, number):
+    with pytest.raises(ValueError, match="lists: expected shape"):
+        call(entry, {**arguments(entry), "lists": floats(number, LENGTH)})
 
 
 @pytest.mark.parametrize("isa", native.isas())

@@ -47,7 +47,7 @@ def sums(
     totals: Tensor,
     counts: Tensor,
 ):
-    given = own(lists), margin, shape, low, high, totals.numpy(), counts.numpy()
+    given = margin, shape, low, high, totals.numpy(), counts.numpy()
     extension().sums(*values(tile), sign, lists.numpy(), *given)
 
 
@@ -63,19 +63,14 @@ def sum_grads(
     g: Tensor,
     slopes: Tensor,
 ):
-    given = own(lists), margin, shape, low, high, scale.contiguous().numpy(), g.numpy(), slopes.numpy()
+    given = margin, shape, low, high, scale.contiguous().numpy(), g.numpy(), slopes.numpy()
     extension().sum_grads(*values(tile), sign, lists.numpy(), *given)
 
 
 def nearest(tile: ValueTile, sign: float, lists: Tensor) -> Tensor:
     columns = torch.empty(lists.shape, dtype=torch.int64)
-    extension().nearest(*values(tile), sign, lists.numpy(), own(lists), columns.numpy())
+    extension().nearest(*values(tile), sign, lists.numpy(), columns.numpy())
     return columns
-
-
-def own(lists: Tensor):
-    """Each row's number as that of its list."""
-    return torch.arange(len(lists)).numpy()
 
 
 def _given(below: Tensor | None):

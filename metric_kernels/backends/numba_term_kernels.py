@@ -276,7 +276,7 @@ def histogram(work, numbers, v, labels, ref_labels, out, spoiled, node, lower, u
             mine, other, itself, some = v[i][j:k], ref_labels[j:k], i + diagonal - j if diagonal >= 0 else -1, 0
             for c in range(k - j):
                 first, share = _node(mine[c], low, per_step, nodes - 1, v.dtype)
-                pair, known = c != itself, mine[c] == mine[c]
+                pair, known = c != itself, mine[c] - mine[c] == 0
                 some += pair & (not known)
                 rounded = np.int64(np.rint(share * unit))
                 node[c] = first + (nodes if other[c] != labels[i] else 0)

@@ -13,8 +13,8 @@ def histogram(tile: ValueTile, low: float, step: float, bits: int, out: Tensor, 
     upper = (share * 2.0**bits).round().long()
     row = torch.arange(len(tile.v), device=node.device)[:, None] if len(out) > 1 else torch.zeros_like(node[:, :1])
     for number, mask in enumerate(sides(tile)):
-        spoiled |= (mask & tile.v.isnan()).any(1)
-        mask = mask & ~tile.v.isnan()
+        spoiled |= (mask & ~tile.v.isfinite()).any(1)
+        mask = mask & tile.v.isfinite()
         place = ((2 * row + number) * out.shape[2] + node)[mask]
         out.view(-1).index_add_(0, place, (2**bits - upper)[mask])
         out.view(-1).index_add_(0, place + 1, upper[mask])

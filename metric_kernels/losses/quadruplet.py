@@ -55,7 +55,7 @@ class QuadrupletLoss(Loss):
             separately and added), and the others of :class:`~metric_kernels.losses.Loss`.
 
     ``indices_tuple`` lists quadruplets (a, p, n1, n2); then the terms are ``[g_ap - g_an1 + margin1]_+`` and
-    ``[g_ap - g_n1n2 + margin2]_+``, and margins are fixed. A side without tuples adds
+    ``[g_ap - g_n1n2 + margin2]_+``, and adaptive margins are those of the listed pairs. A side without tuples adds
     0. With a similarity all differences change sign. A reference set raises ValueError.
 
     Raises:
@@ -129,8 +129,6 @@ class QuadrupletLoss(Loss):
         return distance.sign * (negative / others.detach().clamp(min=1.0) - positive / number.detach().clamp(min=1.0))
 
     def _of_list(self, batch):
-        if self.adaptive:
-            raise ValueError("indices_tuple: expected None with adaptive margins, which are of a whole batch")
         if batch.listed != 4:
             raise ValueError(f"indices_tuple: expected quadruplets (a, p, n1, n2), got {batch.listed} parts")
         (a, p, _), (n1, n2, _) = batch.pairs
@@ -143,7 +141,10 @@ class QuadrupletLoss(Loss):
             found = _called(self.metric, batch.x, *pairs[:2])
         sign = self.distance.sign if self.metric is None else 1.0
         positive, negative, other = (sign * found).unflatten(0, (3, len(a))).unbind(0)
-        margin1, margin2 = self._fixed()
+        if self.adaptive and len(a):
+            margin1, margin2 = self._margins(0.5 * (negative.mean() + other.mean()) - positive.mean())
+        else:
+            margin1, margin2 = self._fixed()
         found = {
             "triplet_loss": (torch.relu(positive - negative + margin1), (a, p, n1), "triplet"),
             "quadruplet_loss": (torch.relu(positive - other + margin2), a, "element"),
@@ -153,6 +154,8 @@ class QuadrupletLoss(Loss):
 
 class Learned(Distance):
     """A metric that is given pairs of embeddings, as a matrix."""
+
+    symmetric = True  # each pair is called once
 
     def __init__(self, metric: Callable[[Tensor, Tensor], Tensor], x: Tensor):
         super().__init__(normalize_embeddings=False)

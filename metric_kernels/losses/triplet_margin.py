@@ -28,7 +28,8 @@ class TripletMarginLoss(SampledTripletLoss):
     Args:
         margin: added to the difference of distances, inside the logarithm too.
         swap: replace d_an by d_pn where that is smaller. With a reference set this is the distance of two reference points
-            (pytorch-metric-learning reads another entry). Takes K further products, in torch.
+            (pytorch-metric-learning reads another entry). Takes K further products, in torch
+            whatever the backend.
         smooth_loss: ``log(1 + e^t)`` instead of ``[t]_+``.
         triplets_per_anchor: "all", or the number of random triplets of each anchor, drawn with replacement.
         squared: ``[t]_+^2`` instead of ``[t]_+``.

@@ -30,7 +30,9 @@ Scratch = dict[str, tuple[int, torch.dtype]]
 
 def values(metric: type, tile: Tile) -> Tensor:
     out = torch.empty_like(tile.s)
-    launch(kernels.pair_values, tile.s.shape, -1, {**_products(metric, tile), "out": out}, {}, value=_function(metric.value, tile))
+    launch(
+        kernels.pair_values, tile.s.shape, -1, {**_products(metric, tile), "out": out}, {}, value=_function(metric.value, tile)
+    )
     return out
 
 

@@ -226,12 +226,13 @@ template <class T, class Measure>
 inline void sums(const Measure& measure, const Points<const T>& x, const Points<const T>& yt, int64_t i, int rows, int64_t j,
                  int len, const Block<T>& scale, Block<T>& out) {
   auto step = [&](auto count, int r, int64_t k, T* part) {
-    T own[count];
-    const T* other[count];
-    for (int q = 0; q < count; ++q) own[q] = x[i + r][k + q], other[q] = yt[k + q] + j;
+    constexpr int number = count;
+    T own[number];
+    const T* other[number];
+    for (int q = 0; q < number; ++q) own[q] = x[i + r][k + q], other[q] = yt[k + q] + j;
     for (int c = 0; c < len; ++c) {
       T sum = part[c];
-      for (int q = 0; q < count; ++q) sum = measure.join(sum, measure.term(own[q], other[q][c], scale.at[r][c]));
+      for (int q = 0; q < number; ++q) sum = measure.join(sum, measure.term(own[q], other[q][c], scale.at[r][c]));
       part[c] = sum;
     }
   };
@@ -259,13 +260,14 @@ void distance_grads_of(const Measure& measure, const Points<const T>& x, const P
                        const Points<const T>& g, const Points<T>& out, int threads) {
   each_block<T>(x.number, x.features, y.number, threads, [&](int64_t i, int rows, int64_t f, int len) {
     auto step = [&](auto count, int r, int64_t k, T* part) {
-      typename Measure::Pair pair[count];
-      const T* other[count];
-      for (int q = 0; q < count; ++q) pair[q] = measure.pair(d[i + r][k + q], g[i + r][k + q]), other[q] = y[k + q] + f;
+      constexpr int number = count;
+      typename Measure::Pair pair[number];
+      const T* other[number];
+      for (int q = 0; q < number; ++q) pair[q] = measure.pair(d[i + r][k + q], g[i + r][k + q]), other[q] = y[k + q] + f;
       const T* own = x[i + r] + f;
       for (int c = 0; c < len; ++c) {
         T sum = part[c];
-        for (int q = 0; q < count; ++q) sum += measure.slope(own[c], other[q][c], pair[q]);
+        for (int q = 0; q < number; ++q) sum += measure.slope(own[c], other[q][c], pair[q]);
         part[c] = sum;
       }
     };

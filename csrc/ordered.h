@@ -13,8 +13,17 @@
 namespace {
 
 constexpr int WIDTH = 512;
-// Longer lists are bisected.
-constexpr int64_t DIRECT_UP_TO = 48;
+// Longer lists are bisected. All lanes of a vector compare at once; the limit is where both ways take the same time in
+// benchmarks/results/crossover.csv, whose program defines it to compile each way alone.
+#if defined(DIRECT_UP_TO)
+template <class T> constexpr int64_t direct_up_to = DIRECT_UP_TO;
+#elif defined(__AVX512F__)
+template <class T> constexpr int64_t direct_up_to = sizeof(T) == 4 ? 320 : 160;
+#elif defined(__AVX2__)
+template <class T> constexpr int64_t direct_up_to = sizeof(T) == 4 ? 192 : 48;
+#else
+template <class T> constexpr int64_t direct_up_to = sizeof(T) == 4 ? 96 : 12;
+#endif
 constexpr int64_t ONE_THREAD_BELOW = 1 << 12;
 
 template <class T> struct Chunk {
@@ -42,7 +51,7 @@ inline bool load(const Values<T>& tile, int64_t i, int64_t j0, T sign, T margin,
 // How many values of a sorted list are above each u of a chunk.
 template <class T> inline void number_above(const T* list, int64_t length, const Chunk<T>& chunk, int32_t* above) {
   for (int j = 0; j < chunk.len; ++j) above[j] = 0;
-  if (length <= DIRECT_UP_TO) {
+  if (length <= direct_up_to<T>) {
     for (int64_t k = 0; k < length; ++k) {
       const T t = list[k];
       for (int j = 0; j < chunk.len; ++j) above[j] += t > chunk.u[j];

@@ -208,7 +208,7 @@ def test_histograms(backend, kind, low, high, with_ref, per_anchor):
             check(ours, loops, [t for t in (x, ref) if t is not None], weights)
 
 
-@pytest.mark.parametrize("size", [2, 5, 64, 97])
+@pytest.mark.parametrize("size", [2, 5, 64, 97, 400])
 def test_long_and_short_lists_agree(size):
     """Positives are compared one by one where there are few, and found by bisection where there are many."""
     x, labels = embeddings(600, 8), torch.arange(600) // size

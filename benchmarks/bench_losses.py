@@ -2,37 +2,48 @@
 
 import pytest
 
-from benchmarks.cases import OURS, PROVIDERS
-from benchmarks.compare import compare
+from benchmarks.cases import DEFAULT_PROVIDERS, OURS, PROVIDERS
+from benchmarks.compare import compare_all
 from benchmarks.dense import DENSE
+from benchmarks.dense_terms import TERMS
 from benchmarks.memory import peak_mb
 
 PEDANTIC_S = 0.2
 
 
-def test_time(timed_case, benchmark, providers, records, request):
-    if timed_case.loss not in DENSE:
-        pytest.skip("no formula in benchmarks/dense.py to check the answer against")
-    found = compare(timed_case, providers, request.config.option.seconds)
-    records.add_times(timed_case, found)
+def test_time(timed_run, benchmark, providers, records, request):
+    cases = timed_run.cases
+    if cases[0].loss not in DENSE | TERMS:
+        pytest.skip("no formula in benchmarks/dense.py or dense_terms.py to check the answer against")
+    if not providers:
+        pytest.skip("only others are asked for")
+    everything = compare_all(cases, providers, request.config.option.seconds * len(providers) / len(DEFAULT_PROVIDERS))
+    for case, found in zip(cases, everything):
+        records.add_times(case, found)
+        benchmark.extra_info[case.shape] = _summary(case, found, records)
     records.save()
 
-    benchmark.group = timed_case.shape
-    floor = found.median("floor")
-    benchmark.extra_info["median_ms"] = {p: found.median(p) for p in found.results}
-    benchmark.extra_info["notes"] = {p: r.note for p, r in found.results.items() if r.note}
-    if floor:
-        times = benchmark.extra_info["median_ms"].items()
-        benchmark.extra_info["ratio_to_floor"] = {p: ms / floor for p, ms in times if ms}
-    peaks = {p: records.number(timed_case.by(p), "peak_mb") for p in providers}
-    benchmark.extra_info["peak_mb"] = {p: mb for p, mb in peaks.items() if mb}
-
-    broken = [f"{p}: {r.note}" for p, r in found.results.items() if p in OURS and r.failed]
+    benchmark.group = " and ".join(case.shape for case in cases)
+    results = [(p, r) for found in everything for p, r in found.results.items()]
+    broken = [f"{p}: {r.note}" for p, r in results if p in OURS and r.failed]
     assert not broken, "; ".join(broken)
-    if found.ours is None:
-        pytest.skip(f"none of ours can run: {benchmark.extra_info['notes']}")
-    rounds = int(min(50, max(3, 1e3 * PEDANTIC_S / found.median(found.ours))))
-    benchmark.pedantic(found.steps[found.ours], rounds=rounds, warmup_rounds=1)
+    first = everything[0]
+    if first.ours is None:
+        pytest.skip(f"none of ours can run: {benchmark.extra_info}")
+    rounds = int(min(50, max(3, 1e3 * PEDANTIC_S / first.median(first.ours))))
+    benchmark.pedantic(first.steps[first.ours], rounds=rounds, warmup_rounds=1)
+
+
+def _summary(case, found, records):
+    times = {p: found.median(p) for p in found.results}
+    floor = times.get("floor")
+    peaks = {p: records.number(case.by(p), "peak_mb") for p in found.results}
+    return {
+        "median_ms": times,
+        "ratio_to_floor": {p: ms / floor for p, ms in times.items() if ms and floor},
+        "notes": {p: r.note for p, r in found.results.items() if r.note},
+        "peak_mb": {p: mb for p, mb in peaks.items() if mb},
+    }
 
 
 def test_peak_memory(weighed_case, benchmark, records, threads):

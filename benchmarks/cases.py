@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import importlib.util
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from benchmarks.dense import DENSE
-from metric_kernels import backends, core, losses
+from benchmarks.dense_terms import TERMS
+from metric_kernels import backends, core, distances, losses
 from metric_kernels.demo.batch import clustered
 
 # More would take tens of gigabytes where the libraries below build several such tensors.
 _PML_MATRIX_ENTRIES = 50_000_000
-_DENSE_BATCH = 8192
+_DENSE_ENTRIES = 8192**2
+_TRIPLETS_AS_COLUMNS = 2_000_000
+
+# What another library computes by default under another name, as a loss of ours.
+_THEIRS = {
+    "BatchAllTripletLoss": partial(
+        losses.TripletMarginLoss, margin=5, distance=distances.LpDistance(normalize_embeddings=False)
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -31,13 +43,18 @@ class Case:
         """The same work done by another provider."""
         return replace(self, provider=provider)
 
+    def of_class_size(self, per_class: int) -> Case:
+        return replace(self, per_class=per_class)
+
     @property
     def shape(self) -> str:
         return f"{self.batch}x{self.dim}-{self.dtype}-{self.per_class}"
 
     def inputs(self) -> tuple[Tensor, Tensor]:
         """Embeddings and labels, the same for every provider."""
-        x, labels = clustered(self.batch, self.dim, self.per_class)
+        # Triplets of classes that are well apart would cost nothing.
+        apart = 0.1 if self.loss in TERMS else 0.3
+        x, labels = clustered(self.batch, self.dim, self.per_class, apart)
         return x.to(getattr(torch, self.dtype)).requires_grad_(), labels
 
 
@@ -61,40 +78,63 @@ def loss_step(loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, labels: Tenso
     return step
 
 
+def ours(case: Case, **options) -> losses.Loss:
+    return (_THEIRS.get(case.loss) or losses.REGISTRY[case.loss])(**options)
+
+
 def _ours(backend: str) -> Provider:
     def step(case, x, labels):
-        return loss_step(losses.REGISTRY[case.loss](backend=backend), x, labels)
+        return loss_step(ours(case, backend=backend), x, labels)
 
     def refuse(case):
-        loss, arithmetic = losses.REGISTRY[case.loss](), core.arithmetic(getattr(torch, case.dtype))
+        loss, dtype = ours(case), core.arithmetic(getattr(torch, case.dtype))
         try:
-            return backends.load(backend).supports(loss.formula, loss.distance.metric, "cpu", arithmetic)
+            backends.choose_for(loss.kernels, loss.distance.metric, torch.device("cpu"), dtype, backend)
         except ImportError as error:
             return f"ImportError: {error}"
+        except RuntimeError as error:
+            return str(error)
+        return None
 
     return Provider(step, refuse)
 
 
+def formula(case: Case) -> Callable[[Tensor, Tensor], Tensor]:
+    """The dense formula of a loss, function of embeddings and labels."""
+    return TERMS[case.loss](case.batch, case.per_class) if case.loss in TERMS else DENSE[case.loss]
+
+
+def _largest(case: Case) -> tuple[int, ...]:
+    """The shape of the largest tensor of the dense formula."""
+    size, k = case.batch, case.per_class
+    if case.loss == "NPairsLoss":
+        return size // k, size // k
+    if case.loss in ("QuadrupletMarginLoss", "QuadrupletLoss"):
+        return size * (k - 1) // 2, size * (size - k) // 2
+    if case.loss in ("TripletMarginLoss", "BatchAllTripletLoss", "SemiHardTripletLoss", "DynamicSoftMarginLoss"):
+        return size, k - 1, size
+    return size, size
+
+
 def _eager_refuse(case: Case) -> str | None:
-    if case.loss not in DENSE:
-        return "no formula in benchmarks/dense.py"
-    rows = case.batch // case.per_class if case.loss == "NPairsLoss" else case.batch
-    if rows > _DENSE_BATCH:
-        return f"several temporaries of {rows} x {rows} numbers, {4e-9 * rows**2:.1f} GB each"
+    if case.loss not in DENSE | TERMS:
+        return "no formula in benchmarks/dense.py or dense_terms.py"
+    entries = math.prod(_largest(case))
+    if entries > _DENSE_ENTRIES:
+        return f"several temporaries of {' x '.join(map(str, _largest(case)))} numbers, {4e-9 * entries:.1f} GB each"
     return None
 
 
-_compiled: tuple[str, str, Callable] | None = None
+_compiled: tuple[Case, Callable] | None = None
 
 
 def _compile_step(case: Case, x: Tensor, labels: Tensor) -> Step:
     """One compiled function at a time: entries of earlier shapes would lengthen the guard checks of later ones."""
     global _compiled
-    if _compiled is None or _compiled[:2] != (case.loss, f"{case.batch}x{case.dim}-{case.dtype}"):
+    if _compiled is None or _compiled[0] != case:
         torch.compiler.reset()
-        function = torch.compile(DENSE[case.loss], fullgraph=True, dynamic=False)
-        _compiled = case.loss, f"{case.batch}x{case.dim}-{case.dtype}", function
-    return loss_step(_compiled[2], x, labels)
+        _compiled = case, torch.compile(formula(case), fullgraph=True, dynamic=False)
+    return loss_step(_compiled[1], x, labels)
 
 
 def _compile_refuse(case: Case) -> str | None:
@@ -120,9 +160,30 @@ def _pml_refuse(case: Case) -> str | None:
         positives, negatives = case.batch * (case.per_class - 1), case.batch * (case.batch - case.per_class)
         if positives * negatives > _PML_MATRIX_ENTRIES:
             return f"builds matrices of |positive pairs| x |negative pairs|, {4e-9 * positives * negatives:.1f} GB each"
-    if case.batch > _DENSE_BATCH:
+    triplets = case.batch * (case.per_class - 1) * (case.batch - case.per_class)
+    if case.loss == "HistogramLoss" and triplets > _TRIPLETS_AS_COLUMNS:
+        return f"sorts the {triplets / 1e6:.0f} million triplets as columns of a matrix, minutes a step"
+    if case.loss in ("TripletMarginLoss", "MarginLoss", "DynamicSoftMarginLoss") and triplets > _PML_MATRIX_ENTRIES:
+        return f"lists {triplets / 1e6:.0f} million triplets, three indices each"
+    if case.batch**2 > _DENSE_ENTRIES:
         return f"several tensors with {case.batch}^2 indices"
     return None
+
+
+def _sentence_transformers_step(case: Case, x: Tensor, labels: Tensor) -> Step:
+    from sentence_transformers.sentence_transformer import losses as theirs
+
+    # The model would make the embeddings, which are there already.
+    loss = getattr(theirs, case.loss)(model=None)
+    return loss_step(lambda x, labels: loss.compute_loss_from_embeddings([x], labels), x, labels)
+
+
+def _sentence_transformers_refuse(case: Case) -> str | None:
+    if case.loss not in _THEIRS:
+        return "not in sentence-transformers with these parameters"
+    if importlib.util.find_spec("sentence_transformers") is None:
+        return "sentence-transformers is not installed"
+    return _eager_refuse(case)
 
 
 def _floor_step(case: Case, x: Tensor, labels: Tensor) -> Step:
@@ -143,35 +204,74 @@ PROVIDERS = {
     "native": _ours("native"),
     "numba": _ours("numba"),
     "reference": _ours("reference"),
-    "eager": Provider(lambda case, x, labels: loss_step(DENSE[case.loss], x, labels), _eager_refuse),
+    "eager": Provider(lambda case, x, labels: loss_step(formula(case), x, labels), _eager_refuse),
     "compile": Provider(_compile_step, _compile_refuse),
     "pml": Provider(_pml_step, _pml_refuse),
+    "st": Provider(_sentence_transformers_step, _sentence_transformers_refuse),
     "floor": Provider(_floor_step, lambda case: None),
 }
 OURS = ("native", "numba", "reference")
-# The reference backend is eager PyTorch as well, only tile by tile, and is timed on request.
-DEFAULT_PROVIDERS = tuple(p for p in PROVIDERS if p != "reference")
+# The reference backend is eager PyTorch as well, only tile by tile, and is timed on request; "st" has one loss for us.
+DEFAULT_PROVIDERS = tuple(p for p in PROVIDERS if p not in ("reference", "st"))
 
-LOSSES = tuple(losses.REGISTRY)
+PAIR_LOSSES = tuple(name for name, loss in losses.REGISTRY.items() if issubclass(loss, losses.PairLoss))
+# Those over triplets, quadruplets and histograms.
+TERM_LOSSES = tuple(name for name in losses.REGISTRY if name not in PAIR_LOSSES)
+LOSSES = (*PAIR_LOSSES, *TERM_LOSSES, *_THEIRS)
 _SHAPES = ((128, 128), (512, 128), (2048, 128), (2048, 512))
+_TERM_SHAPES = ((256, 128), (2048, 128), (2048, 512))
 _MORE_SHAPES = ((1024, 128), (4096, 128), (8192, 128))
 _HALF = ("MultiSimilarityLoss", "SupConLoss")
 _LARGE_CLASSES = ("ContrastiveLoss", "NTXentLoss")
+# Batches whose times are compared, to see how they grow, and the losses of which there is a bar for that.
+GROWTH = (4096, 8192)
+GROWING = ("TripletMarginLoss", "MarginLoss", "HistogramLoss", "FastAPLoss", "QuadrupletMarginLoss")
+# Losses that are timed for classes of several sizes.
+BY_CLASS_SIZE = ("TripletMarginLoss", "QuadrupletMarginLoss")
+CLASS_SIZES = tuple(2**n for n in range(1, 9))
 
 
-def timed(full: bool) -> list[Case]:
-    shapes = _SHAPES + (_MORE_SHAPES if full else ())
+class Run(NamedTuple):
+    """Cases that take turns, and the only providers to run them, if not those of the session."""
+
+    cases: tuple[Case, ...]
+    providers: tuple[str, ...] | None = None
+
+    @property
+    def name(self) -> str:
+        return "+".join([self.cases[0].loss, *(case.shape for case in self.cases)])
+
+
+def timed(full: bool) -> list[Run]:
+    more = _MORE_SHAPES if full else ()
     found = []
-    for loss in LOSSES:
-        found += [Case(loss, *shape) for shape in shapes]
+    for loss in PAIR_LOSSES:
+        found += [Run((Case(loss, *shape),)) for shape in _SHAPES + more]
         if loss in _HALF:
-            found.append(Case(loss, 2048, 128, dtype="bfloat16"))
+            found.append(Run((Case(loss, 2048, 128, dtype="bfloat16"),)))
         if loss in _LARGE_CLASSES:
-            found.append(Case(loss, 2048, 128, per_class=64))
-    return found
+            found.append(Run((Case(loss, 2048, 128, per_class=64),)))
+    for loss in TERM_LOSSES:
+        found += [Run((Case(loss, *shape),)) for shape in _TERM_SHAPES + more]
+        if loss in GROWING or full:
+            found.append(Run(tuple(Case(loss, batch, 128) for batch in GROWTH), ("native", "floor")))
+    found += [Run((Case(loss, 256, 128),), (*DEFAULT_PROVIDERS, "st")) for loss in _THEIRS]
+    return found + _by_class_size()
+
+
+def _by_class_size() -> list[Run]:
+    found = []
+    for loss in BY_CLASS_SIZE:
+        for dim in (128, 512):
+            # Those of the usual size are there already.
+            cases = [Case(loss, 2048, dim, per_class=k) for k in CLASS_SIZES if k != Case.per_class]
+            found += [Run((case,), ("native", "floor")) for case in cases]
+    cases = [Case("TripletMarginLoss", 512, 128, per_class=k) for k in CLASS_SIZES]
+    return found + [Run((case,), ("native", "eager", "pml", "floor")) for case in cases]
 
 
 def weighed(full: bool) -> list[Case]:
     """Cases, provider included, whose peak memory is measured."""
     shapes = [(2048, 128), (16384, 128)] + ([(8192, 128)] if full else [])
-    return [Case(loss, *s, provider=p) for loss in LOSSES for s in shapes for p in ("native", "eager", "pml")]
+    measured = PAIR_LOSSES + TERM_LOSSES
+    return [Case(loss, *s, provider=p) for loss in measured for s in shapes for p in ("native", "eager", "pml")]

@@ -1,4 +1,4 @@
-"""One case by every provider: which of them are right, and how long those take."""
+"""A case or several by every provider: which of them are right, and how long those take."""
 
 from __future__ import annotations
 
@@ -38,19 +38,25 @@ class Comparison(NamedTuple):
 
 
 def compare(case: Case, providers: tuple[str, ...], budget_s: float) -> Comparison:
-    true = gate.truth(case)
-    steps, results = {}, {}
-    for name in providers:
-        results[name], step = _admit(case.by(name), true)
-        if step is not None:
-            steps[name] = step
+    return compare_all((case,), providers, budget_s)[0]
+
+
+def compare_all(cases: tuple[Case, ...], providers: tuple[str, ...], budget_s: float) -> list[Comparison]:
+    """For each case; all of them take turns, so that their times can be compared with one another too."""
+    found = []
+    for case in cases:
+        true = gate.truth(case)
+        admitted = {name: _admit(case.by(name), true) for name in providers}
+        results = {name: result for name, (result, _) in admitted.items()}
+        found.append(Comparison(results, {name: step for name, (_, step) in admitted.items() if step is not None}))
     before = load.usage()
-    timings = interleaved(steps, budget_s)
+    timings = interleaved({(i, name): step for i, one in enumerate(found) for name, step in one.steps.items()}, budget_s)
     others = load.others(before, load.usage())
     note = f"busy machine: other processes took {others:.0%} of it" if others > MAX_OTHERS else ""
-    for name, timing in timings.items():
+    for (i, name), timing in timings.items():
+        results = found[i].results
         results[name] = results[name]._replace(timing=timing, note=note if name == "floor" else "")
-    return Comparison(results, steps)
+    return found
 
 
 def _admit(case: Case, true: gate.Truth) -> tuple[Result, Step | None]:

@@ -66,7 +66,7 @@ class Records:
     def _update(self, case: Case, values: dict[str, str]) -> None:
         key = tuple(map(str, astuple(case)))
         row = self.rows.setdefault(key, dict.fromkeys(COLUMNS, "") | dict(zip(KEY, key)))
-        row |= values | _origin()
+        row |= values | origin()
 
     def save(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,7 @@ def _text(number: float | None) -> str:
     return "" if number is None else f"{number:.4g}"
 
 
-def _origin() -> dict[str, str]:
+def origin() -> dict[str, str]:
     return {
         "torch": torch.__version__,
         "version": metric_kernels.__version__,

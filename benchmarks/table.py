@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.cases import LOSSES, OURS, PROVIDERS, Case
+from benchmarks.cases import LOSSES, OURS, PAIR_LOSSES, PROVIDERS, Case
 from benchmarks.records import Records
 
 _NOTHING = "-"
-_OTHERS = ("eager", "compile", "pml")
+_FAMILIES = {
+    "Pairs": PAIR_LOSSES,
+    "Triplets, quadruplets and histograms": tuple(loss for loss in LOSSES if loss not in PAIR_LOSSES),
+}
+_OTHERS = ("eager", "compile", "pml", "st")
 _HEADER = (
     ["loss", "ours / floor", "numba / ours", *(f"{p} / ours" for p in _OTHERS)]
     + [f"{p} ms" for p in ("ours", "numba", *_OTHERS, "floor")]
@@ -25,15 +29,21 @@ def render(records: Records) -> str:
     for shape, present in sorted(shapes.items(), key=lambda item: (item[0][2] != "float32", item[0][3], *item[0])):
         batch, dim, dtype, per_class = shape
         parts.append(f"## B = {batch}, D = {dim}, {dtype}, {per_class} per class\n")
-        cases = [Case(loss, *shape) for loss in LOSSES if loss in present]
-        parts.append(_markdown([_HEADER] + [_row(records, case) for case in cases]))
-        notes = {}
-        for case in cases:
-            for note in _notes(records, case):
-                notes.setdefault(note, []).append(case.loss.removesuffix("Loss"))
-        if notes:
-            parts.append("".join(f"- {note} ({', '.join(who)})\n" for note, who in sorted(notes.items())))
+        for title, losses in _FAMILIES.items():
+            cases = [Case(loss, *shape) for loss in losses if loss in present]
+            if cases:
+                parts += [f"### {title}\n", *_section(records, cases)]
     return "\n".join(parts)
+
+
+def _section(records: Records, cases: list[Case]) -> Iterator[str]:
+    yield _markdown([_HEADER] + [_row(records, case) for case in cases])
+    notes = {}
+    for case in cases:
+        for note in _notes(records, case):
+            notes.setdefault(note, []).append(case.loss.removesuffix("Loss"))
+    if notes:
+        yield "".join(f"- {note} ({', '.join(who)})\n" for note, who in sorted(notes.items()))
 
 
 def write(records: Records, path: Path) -> None:
@@ -43,7 +53,8 @@ def write(records: Records, path: Path) -> None:
 _LEGEND = """\
 A step is forward and backward. "ours" is the native backend, or the best usable one where a note says so. A ratio above
 1 in the columns after "ours / floor" means that ours is faster. The floor is three matrix products of B x B values;
-NPairs multiplies only one row per class and is below it. In bfloat16 the floor, eager, compile and PML multiply in
+NPairs multiplies only one row per class and is below it. BatchAllTriplet is TripletMargin with the parameters of
+sentence-transformers ("st"). In bfloat16 the floor, eager, compile and PML multiply in
 bfloat16, ours in float32. MB is peak memory beyond what was in use before the step.
 """
 

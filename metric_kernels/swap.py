@@ -32,7 +32,7 @@ def swapped_values(distance: Distance, batch: Batch, triplets: Triplets, negativ
 
 
 def swapped_sums(term: BatchAllTriplets, batch: Batch, distance: Distance) -> tuple[Tensor, Tensor]:
-    """What the term is for all triplets after the change of places, on any backend: values (1, B) float64, counts (1, B) int64."""
+    """What the term is for all triplets after the change of places, on any backend: values (1, B) and counts (1, B)."""
     labels = batch.labels, batch.ref_labels, batch.exclude_self
     return _Swapped.apply(batch.x, None if batch.y is batch.x else batch.y, term, distance, labels)
 

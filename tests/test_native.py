@@ -13,7 +13,7 @@ from truth import check_self
 from metric_kernels import distances, losses
 from metric_kernels.extremes import FORMULA as EXTREMES
 from metric_kernels.language import Formula
-from metric_kernels.losses.quadruplet import FORMULA as SIDES
+from metric_kernels.losses.quadruplet import FORMULA as MEANS
 
 native = pytest.importorskip("metric_kernels._native")
 
@@ -466,5 +466,5 @@ def test_the_point_itself_is_found_in_every_chunk(size, with_self):
 def test_tables():
     assert set(native.metrics) == {"Dot", "Euclidean", "SquaredEuclidean", "SNR"}
     used = {loss.kernels.key for loss in losses.REGISTRY.values() if isinstance(loss.kernels, Formula)}
-    assert used | {SIDES.key} == set(native.formulas)
+    assert used | {MEANS.key} == set(native.formulas)
     assert native.isas()[-1] == "baseline" and isinstance(native.openmp, bool)

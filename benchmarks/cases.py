@@ -256,10 +256,10 @@ def timed(full: bool) -> list[Run]:
         if loss in GROWING or full:
             found.append(Run(tuple(Case(loss, batch, 128) for batch in GROWTH), ("native", "floor")))
     found += [Run((Case(loss, 256, 128),), (*DEFAULT_PROVIDERS, "st")) for loss in _THEIRS]
-    return found + _by_class_size()
+    return found + by_class_size()
 
 
-def _by_class_size() -> list[Run]:
+def by_class_size() -> list[Run]:
     found = []
     for loss in BY_CLASS_SIZE:
         for dim in (128, 512):

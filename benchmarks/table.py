@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.cases import LOSSES, OURS, PAIR_LOSSES, PROVIDERS, Case
+from benchmarks.cases import CLASS_SIZES, LOSSES, OURS, PAIR_LOSSES, PROVIDERS, Case, by_class_size
 from benchmarks.records import Records
 
 _NOTHING = "-"
+_SIZES_HEADER = ["loss", "B", "D", "by"]
 _FAMILIES = {
     "Pairs": PAIR_LOSSES,
     "Triplets, quadruplets and histograms": tuple(loss for loss in LOSSES if loss not in PAIR_LOSSES),
@@ -22,9 +23,10 @@ _HEADER = (
 
 
 def render(records: Records) -> str:
-    shapes = {}
+    shapes, swept = {}, {case for run in by_class_size() for case in run.cases}
     for case in records.cases():
-        shapes.setdefault((case.batch, case.dim, case.dtype, case.per_class), set()).add(case.loss)
+        if case.by("native") not in swept:
+            shapes.setdefault((case.batch, case.dim, case.dtype, case.per_class), set()).add(case.loss)
     parts = ["# Results on the CPU\n", _provenance(records), _LEGEND]
     for shape, present in sorted(shapes.items(), key=lambda item: (item[0][2] != "float32", item[0][3], *item[0])):
         batch, dim, dtype, per_class = shape
@@ -33,6 +35,9 @@ def render(records: Records) -> str:
             cases = [Case(loss, *shape) for loss in losses if loss in present]
             if cases:
                 parts += [f"### {title}\n", *_section(records, cases)]
+    rows = list(_class_sizes(records))
+    if rows:
+        parts += ["## Time over the floor by samples per class\n", _markdown([[*_SIZES_HEADER, *map(str, CLASS_SIZES)], *rows])]
     return "\n".join(parts)
 
 
@@ -44,6 +49,16 @@ def _section(records: Records, cases: list[Case]) -> Iterator[str]:
             notes.setdefault(note, []).append(case.loss.removesuffix("Loss"))
     if notes:
         yield "".join(f"- {note} ({', '.join(who)})\n" for note, who in sorted(notes.items()))
+
+
+def _class_sizes(records: Records) -> Iterator[list[str]]:
+    """A row for each line of the picture (pictures.py)."""
+    lines = {case.of_class_size(Case.per_class).by(p) for run in by_class_size() for case in run.cases for p in run.providers}
+    for case in sorted(lines, key=lambda c: (LOSSES.index(c.loss), c.batch, c.dim, tuple(PROVIDERS).index(c.provider))):
+        ratios = [records.number(case.of_class_size(k), "ratio_to_floor") for k in CLASS_SIZES]
+        if case.provider != "floor" and any(ratios):
+            who = "ours" if case.provider == "native" else case.provider
+            yield [case.loss.removesuffix("Loss"), str(case.batch), str(case.dim), who, *map(_short, ratios)]
 
 
 def write(records: Records, path: Path) -> None:

@@ -13,6 +13,7 @@ from oracles import TERM_ORACLES
 
 from benchmarks import bars, crossover, exact, gate, pictures, table
 from benchmarks.cases import (
+    CLASS_SIZES,
     DEFAULT_PROVIDERS,
     GROWTH,
     PAIR_LOSSES,
@@ -282,6 +283,20 @@ def test_triplets_and_quadruplets_have_a_table_of_their_own(passing):
     assert "TripletMargin" in terms and "SupCon" not in terms
     assert "### Pairs" not in text.split("## B = 256, D = 128")[1].split("\n## ")[0]
     assert "st / ours" in text
+
+
+def test_class_sizes_share_a_table(passing):
+    text = table.render(passing)
+    assert "D = 512, float32, 2 per class" not in text
+    section = text.split("## Time over the floor by samples per class")[1]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("|")]
+    assert rows[0] == ["loss", "B", "D", "by", *map(str, CLASS_SIZES)]
+    assert ["TripletMargin", "512", "128", "pml", *["500"] * 8] in rows
+    assert {tuple(row[:4]) for row in rows} >= {
+        ("QuadrupletMargin", "2048", "512", "ours"),
+        ("TripletMargin", "512", "128", "eager"),
+    }
+    assert not any("floor" in row for row in rows)
 
 
 def test_the_picture(passing, tmp_path):

@@ -60,16 +60,22 @@ def triplet_sums(
 def quadruplet_sums(
     window: tuple[float, float], margin: float, negatives: str, batch: Batch, distance: Distance, backend: str | None
 ) -> WindowSums:
-    """For the batch. A hinge above c is c more than that of a margin smaller by c."""
+    """For the batch. A hinge above c is c more than that of a margin smaller by c.
+
+    A loss that equals the upper bound of the window is inside.
+    """
+    valid = valid_quadruplets(batch.labels, negatives)
 
     def above(bound: float) -> tuple[Tensor, Tensor]:
         term = BatchAllQuadruplets(distance.sign, margin - bound, negatives)
         values, counts = evaluate(term, batch, distance, backend)
-        return values[0] + bound * counts[0].double(), counts[0]
+        # Where there are none, the excluded ones are all, and rounding would be left of their sum.
+        total = values[0] + bound * counts[0].double()
+        return torch.where(valid > 0, total, total * 0.0), torch.where(valid > 0, counts[0], 0)
 
     low, high = window
     total, active = above(max(low, 0.0))
-    count = active if low >= 0.0 else valid_quadruplets(batch.labels, negatives)
+    count = active if low >= 0.0 else valid
     if high < math.inf:
         beyond, number = above(max(high, 0.0))
         total, count, active = total - beyond, count - number, active - number

@@ -8,10 +8,14 @@ import torch
 from torch import Tensor
 
 from metric_kernels import tuples
+from metric_kernels.core import arithmetic
 
 
 class Batch:
-    """The checked arguments of a call. ``pairs`` are those of an indices_tuple of ``listed`` parts."""
+    """The checked arguments of a call, the embeddings in the type that they are computed in.
+
+    ``pairs`` are those of an indices_tuple of ``listed`` parts.
+    """
 
     def __init__(self, embeddings, labels, indices_tuple, ref_emb, ref_labels, labels_required=True):
         self.x = _checked_embeddings("embeddings", embeddings)
@@ -37,12 +41,20 @@ class Batch:
                 self.ref_labels = _checked_labels("ref_labels", ref_labels, ref_emb, "ref_emb")
             elif len(ref_emb) != len(embeddings):
                 raise ValueError(f"ref_labels: expected shape ({len(ref_emb)},), got {tuple(labels.shape)}")
+        self.dtype = embeddings.dtype
+        self._widen()
         self.pairs, self.listed = None, 0
         if indices_tuple is not None:
             self.pairs = tuples.listed(indices_tuple, len(self.x), len(self.y), embeddings.device)
             self.listed = len(indices_tuple)
         if self.pairs is None and (self.labels is None or self.ref_labels is None) and (labels_required or labels is not None):
             raise ValueError("labels, ref_labels: expected both, or an indices_tuple, got None")
+
+    def _widen(self) -> None:
+        """Half precision becomes float32 at once, so that the gradient is rounded once, whatever it is the sum of."""
+        x, y = self.x, self.y
+        self.x = x.to(arithmetic(x.dtype))
+        self.y = self.x if y is x else y.to(arithmetic(y.dtype))
 
     def pairing(self, pairs: Tensor) -> Batch:
         """The batch in which each anchor, a row of ``pairs[0]``, matches its positive in ``pairs[1]`` and no other."""
@@ -72,8 +84,8 @@ class Batch:
 
     @property
     def result_type(self) -> torch.dtype:
-        half = self.x.dtype in (torch.float16, torch.bfloat16)
-        return torch.float32 if half and torch.is_autocast_enabled(self.x.device.type) else self.x.dtype
+        half = self.dtype in (torch.float16, torch.bfloat16)
+        return torch.float32 if half and torch.is_autocast_enabled(self.x.device.type) else self.dtype
 
 
 def _checked_embeddings(name: str, x: object) -> Tensor:

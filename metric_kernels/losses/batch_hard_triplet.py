@@ -84,8 +84,7 @@ class BatchHardTripletLoss(Loss):
             if not batch.same:
                 raise ValueError("lone_anchors: expected 'skip' with a reference set, where no point is its own, got 'zero'")
             alone = positives < 0
-            x = batch.x.to(far.dtype)
-            far = torch.where(alone, self.distance.rowwise(x, x), far)
+            far = torch.where(alone, self.distance.rowwise(batch.x, batch.x), far)
             positives = torch.where(alone, batch.rows(), positives)
         # What is not there is infinite, and may be NaN all the same.
         far, near = (torch.where(present | t.isnan(), t, 0.0) for t in (far, near))

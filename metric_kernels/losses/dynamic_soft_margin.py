@@ -117,8 +117,7 @@ class DynamicSoftMarginLoss(Loss):
             raise ValueError(f"ref_emb: expected shape {tuple(batch.x.shape)}, since there are no labels, got {given}")
         there, back = copy.copy(batch), copy.copy(batch)
         back.x, back.y = batch.y, batch.x
-        dtype = torch.float64 if batch.x.dtype == torch.float64 else torch.float32
-        own = self.distance.rowwise(batch.x.to(dtype), batch.y.to(dtype))
+        own = self.distance.rowwise(batch.x, batch.y)
         nearest = []
         for side in (there, back):
             side.targets = side.ref_labels = torch.arange(len(batch.x), device=batch.x.device)

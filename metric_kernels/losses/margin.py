@@ -124,8 +124,7 @@ class MarginLoss(SampledTripletLoss):
 
     def _sums_of(self, batch, beta: Tensor, number: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """For each anchor the sum over its triplets, how many of them cost something, and the number of hinges above 0."""
-        dtype = torch.float64 if batch.x.dtype == torch.float64 else torch.float32
-        known = beta.detach().to(dtype).contiguous()
+        known = beta.detach().to(batch.x.dtype).contiguous()
         params = (), (self.sign, self._number("margin"))
         (_, far, far_count, near, near_count), _ = row_stats(
             Call.of(FORMULA, params, self.distance, batch, self.backend, known)

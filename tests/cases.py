@@ -10,6 +10,9 @@ from metric_kernels import backends
 from metric_kernels.losses import REGISTRY, PairLoss
 
 LOSSES = sorted(name for name, cls in REGISTRY.items() if issubclass(cls, PairLoss))
+# Those over triplets, quadruplets and histograms; term_cases.py has more about them.
+TERM_LOSSES = sorted(set(REGISTRY) - set(LOSSES))
+ALL_LOSSES = LOSSES + TERM_LOSSES
 WITH_REF = [name for name in LOSSES if name != "NPairsLoss"]
 # LiftedStructureLoss of pytorch-metric-learning mixes up row and column indices with a reference set.
 PEER_WITH_REF = [name for name in WITH_REF if name != "LiftedStructureLoss"]
@@ -64,6 +67,17 @@ def backend_params(*names: str) -> list:
 # Numba takes seconds to compile a formula for a metric and a type: it takes part in float32 on the default metric.
 BACKENDS = backend_params("native", "reference", "numba")
 QUICK_BACKENDS = backend_params("native", "reference")
+# Those that have kernels for triplets, quadruplets and histograms.
+TERM_BACKENDS = backend_params("native", "reference")
+
+
+def on_backends(names: list[str], pair_backends: list) -> list:
+    """Parameters of a test of (name, backend), for losses of either kind."""
+    return [
+        pytest.param(name, *backend.values, id=f"{name}-{backend.values[0]}", marks=backend.marks)
+        for name in names
+        for backend in (pair_backends if name in LOSSES else TERM_BACKENDS)
+    ]
 
 
 def embeddings(size: int, dim: int = 6, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -9,17 +9,11 @@ from cases import embeddings, listed_pairs, unbalanced_labels, value_and_grads
 from hypothesis import given, settings
 from oracles import TERM_ORACLES
 from pytorch_metric_learning import distances, losses, miners, reducers
-from term_cases import PARAMS, VARIANTS, batches
+from sentence_transformers.sentence_transformer import losses as sentence_losses
+from term_cases import CASES, OVER_TRIPLETS, PARAMS, WITH_REF, batches, oracle
 from test_oracles import CLASS_WEIGHTS, DEGENERATE, DISTANCES, assert_same, label_of, peer_reducer
 
 NAMES = list(TERM_ORACLES)
-CASES = [
-    pytest.param(name, {**PARAMS[name], **variant}, id="-".join([name, *map(str, variant.values())]))
-    for name in NAMES
-    for variant in VARIANTS[name]
-]
-OVER_TRIPLETS = ["TripletMarginLoss", "BatchHardTripletLoss", "SemiHardTripletLoss", "MarginLoss"]
-WITH_REF = [*OVER_TRIPLETS, "DynamicSoftMarginLoss"]
 METRICS = pytest.mark.parametrize("metric", DISTANCES, ids=label_of)
 
 # Points on a line, the last one alone in its class: d_01 = 1, d_23 = 1.5 are the positive pairs.
@@ -30,14 +24,8 @@ ON_LINE = {"distance": "euclidean", "normalize": False}
 CIRCLE = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.8, 0.6]], dtype=torch.float64)
 
 
-def evaluate(name, *args, **kwargs):
-    """The loss alone."""
-    result = TERM_ORACLES[name](*args, **kwargs)
-    return result[0] if name == "DynamicSoftMarginLoss" else result
-
-
 def on_line(name, number=5, x=LINE, labels=LINE_LABELS, **params):
-    return evaluate(name, x[:number], labels[:number], **ON_LINE, **params).item()
+    return oracle(name, x[:number], labels[:number], **ON_LINE, **params).item()
 
 
 def all_triplets(labels, ref_labels=None):
@@ -59,7 +47,7 @@ def both(name, peer, x, ref=None, **params):
     """Value and gradients of the oracle are those of another loss of the same leaves."""
     expected = value_and_grads(peer, x, ref)
     assert expected[0].isfinite()
-    assert_same(value_and_grads(lambda x, ref=None: evaluate(name, x, ref=ref, **params), x, ref), expected)
+    assert_same(value_and_grads(lambda x, ref=None: oracle(name, x, ref=ref, **params), x, ref), expected)
     return expected[0]
 
 
@@ -91,7 +79,7 @@ def test_triplet_swap_with_a_reference_set_by_hand():
     x, ref = torch.tensor([[0.0]], dtype=torch.float64), torch.tensor([[2.0], [3.5], [-3.0]], dtype=torch.float64)
     options = {"margin": 1.25, "reducer": "sum", "swap": True, **ON_LINE}
     # Between reference points: |2 - 3.5| replaces 3.5, while |2 - (-3)| is more than 3.
-    assert evaluate("TripletMarginLoss", x, [0], ref, [0, 1, 2], **options) == (2 - 1.5 + 1.25) + (2 - 3 + 1.25)
+    assert oracle("TripletMarginLoss", x, [0], ref, [0, 1, 2], **options) == (2 - 1.5 + 1.25) + (2 - 3 + 1.25)
 
 
 @pytest.mark.parametrize("lone_anchors, expected", [("skip", (0.25, 0.75, 2.25, 0)), ("zero", (0.25, 0.75, 2.25, 0, 0.75))])
@@ -109,8 +97,8 @@ def test_batch_hard_by_hand(lone_anchors, expected):
 
 def test_batch_hard_lone_anchor_of_similarities():
     x = CIRCLE[:2]
-    assert evaluate("BatchHardTripletLoss", x, [0, 1], distance="cosine") == 0
-    zero = evaluate("BatchHardTripletLoss", x, [0, 1], distance="cosine", lone_anchors="zero", margin=0.5)
+    assert oracle("BatchHardTripletLoss", x, [0, 1], distance="cosine") == 0
+    zero = oracle("BatchHardTripletLoss", x, [0, 1], distance="cosine", lone_anchors="zero", margin=0.5)
     assert zero.item() == pytest.approx(0.6 - 1 + 0.5)
 
 
@@ -151,7 +139,7 @@ def test_margin_loss_by_hand():
     assert loss(beta=1.75, margin=0.25, nu=0.5, learn_beta=True, num_classes=2) == 0
     beta = torch.tensor([2.0, 1.5], dtype=torch.float64, requires_grad=True)
     # Class 1 now: positives cost 0.75 in each of 4 triplets, one negative costs 0.25.
-    value = evaluate("MarginLoss", LINE[:4], LINE_LABELS[:4], margin=0.75, beta=beta, **ON_LINE)
+    value = oracle("MarginLoss", LINE[:4], LINE_LABELS[:4], margin=0.75, beta=beta, **ON_LINE)
     assert value == (0.75 + 4 * 0.75 + 0.25) / 6
     value.backward()
     assert torch.allclose(beta.grad, torch.tensor([1.0, 1 - 4]).double() / 6)
@@ -202,19 +190,19 @@ def test_quadruplet_loss_by_hand():
 
 def test_quadruplet_loss_defaults_by_hand():
     # Squared distances 0.8, 0.4 and 0.08, and no quadruplet.
-    assert evaluate("QuadrupletLoss", CIRCLE, [0, 0, 1]).item() == pytest.approx(((0.8 - 0.4 + 1) + (0.8 - 0.08 + 1)) / 2)
+    assert oracle("QuadrupletLoss", CIRCLE, [0, 0, 1]).item() == pytest.approx(((0.8 - 0.4 + 1) + (0.8 - 0.08 + 1)) / 2)
 
 
 def test_quadruplet_log_sum_exp_by_hand():
     total = sum(math.exp(2 * (p - n)) for p in (1, 1.5) for n in (3, 4.5, 5, 2, 3.5, 4, 2, 0.5))
     assert on_line("QuadrupletLogSumExpLoss", scale=2.0) == pytest.approx(math.log1p(total), rel=1e-14)
-    value = evaluate("QuadrupletLogSumExpLoss", CIRCLE, [0, 0, 1]).item()
+    value = oracle("QuadrupletLogSumExpLoss", CIRCLE, [0, 0, 1]).item()
     assert value == pytest.approx(math.log1p(math.exp(20 * 0.2) + math.exp(20 * 0.36)), rel=1e-14)
 
 
 def test_histogram_by_hand():
     def loss(labels=(0, 0, 1), **params):
-        return evaluate("HistogramLoss", CIRCLE, labels, n_bins=4, **params).item()
+        return oracle("HistogramLoss", CIRCLE, labels, n_bins=4, **params).item()
 
     # On the nodes 0.5 and 1: h+ = (0.8, 0.2), h- = (0.24, 0.76).
     assert loss() == pytest.approx(0.24 * 0.8 + 0.76)
@@ -232,66 +220,66 @@ def test_histogram_pairs_by_hand():
     labels = [0, 0, 1, 2]
     # The pair {2, 3} is in no triplet; like {0, 3} and {1, 3} it is far below the positive pair.
     within = (0.24 * 0.8 + 0.76) * 2
-    triplets = evaluate("HistogramLoss", x, labels, n_bins=4).item()
+    triplets = oracle("HistogramLoss", x, labels, n_bins=4).item()
     assert triplets == pytest.approx(within / 4)
-    assert evaluate("HistogramLoss", x, labels, n_bins=4, pairs="all").item() == pytest.approx(within / 5)
+    assert oracle("HistogramLoss", x, labels, n_bins=4, pairs="all").item() == pytest.approx(within / 5)
 
 
 def test_fast_ap_by_hand():
     # Squared distances 0.8, 0.4 and 0.08 on the nodes 0, 1, ...
     first, second = 0.2 * 0.2 / 0.8 + 0.8 / 2, 0.2 * 0.2 / 1.12 + 0.8 / 2
     labels = [0, 0, 1]
-    assert evaluate("FastAPLoss", CIRCLE, labels, num_bins=4).item() == pytest.approx(1 - (first + second) / 2)
-    weighted = evaluate("FastAPLoss", CIRCLE, labels, num_bins=4, indices_tuple=([0, 2], [1, 2], [2, 2])).item()
+    assert oracle("FastAPLoss", CIRCLE, labels, num_bins=4).item() == pytest.approx(1 - (first + second) / 2)
+    weighted = oracle("FastAPLoss", CIRCLE, labels, num_bins=4, indices_tuple=([0, 2], [1, 2], [2, 2])).item()
     assert weighted == pytest.approx(((1 - first) + (1 - second)) / 4 / 2)
 
 
 def test_dynamic_soft_margin_by_hand():
-    oracle = TERM_ORACLES["DynamicSoftMarginLoss"]
+    dynamic = TERM_ORACLES["DynamicSoftMarginLoss"]
     d = {(0, 1): math.sqrt(0.8), (0, 2): math.sqrt(0.4), (1, 2): math.sqrt(0.08)}
     t, u = d[0, 1] - d[0, 2], d[0, 1] - d[1, 2]
-    loss, histogram = oracle(CIRCLE, [0, 0, 1], num_bins=4)
+    loss, histogram = dynamic(CIRCLE, [0, 0, 1], num_bins=4)
     torch.testing.assert_close(histogram, torch.tensor([0, 0, (1 - t + 1 - u) / 2, (t + u) / 2, 0]).double())
     assert loss.item() == pytest.approx((2 - t - u) / 2 * (t + u) / 2)
     # The average of a histogram of sum 1 and of the counts of two triplets.
     before = torch.tensor([0.5, 0, 0.5, 0, 0]).double()
-    loss, histogram = oracle(CIRCLE, [0, 0, 1], num_bins=4, histogram=before, momentum=0.25)
+    loss, histogram = dynamic(CIRCLE, [0, 0, 1], num_bins=4, histogram=before, momentum=0.25)
     now = torch.tensor([0.375, 0, 0.375 + 0.25 * (2 - t - u), 0.25 * (t + u), 0]).double() / 1.25
     torch.testing.assert_close(histogram, now)
     assert loss.item() == pytest.approx(now[:3].sum().item() * (t + u) / 2)
     # A node at -0.5 and one at 0.5: u is beyond.
-    loss, histogram = oracle(CIRCLE, [0, 0, 1], num_bins=1, min_val=-0.5)
+    loss, histogram = dynamic(CIRCLE, [0, 0, 1], num_bins=1, min_val=-0.5)
     torch.testing.assert_close(histogram, torch.tensor([0.5 - t, 0.5 + t + 1]).double() / 2)
     assert loss.item() == pytest.approx(((0.5 - t) / 2 * t + u) / 2)
     # Now d_12 - d_01 = -u is before the first.
     v = d[1, 2] - d[0, 2]
-    loss, histogram = oracle(CIRCLE, [0, 1, 1], num_bins=1, min_val=-0.5)
+    loss, histogram = dynamic(CIRCLE, [0, 1, 1], num_bins=1, min_val=-0.5)
     torch.testing.assert_close(histogram, torch.tensor([1 + 0.5 - v, 0.5 + v]).double() / 2)
     assert loss.item() == pytest.approx((1.5 - v) / 2 * v / 2)
 
 
 def test_dynamic_soft_margin_without_triplets_keeps_the_histogram():
-    oracle, before = TERM_ORACLES["DynamicSoftMarginLoss"], torch.full((11,), 1 / 11).double()
-    loss, histogram = oracle(CIRCLE, [0, 1, 2], histogram=before)
+    dynamic, before = TERM_ORACLES["DynamicSoftMarginLoss"], torch.full((11,), 1 / 11).double()
+    loss, histogram = dynamic(CIRCLE, [0, 1, 2], histogram=before)
     assert loss == 0 and torch.equal(histogram, before)
-    assert oracle(CIRCLE, [0, 0, 0])[1] is None
-    assert oracle(CIRCLE[:1], None, CIRCLE[1:2]) == (0, None)
+    assert dynamic(CIRCLE, [0, 0, 0])[1] is None
+    assert dynamic(CIRCLE[:1], None, CIRCLE[1:2]) == (0, None)
 
 
 def test_dynamic_soft_margin_without_labels_by_hand():
-    oracle = TERM_ORACLES["DynamicSoftMarginLoss"]
+    dynamic = TERM_ORACLES["DynamicSoftMarginLoss"]
     ref = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, -1.0]]).double()
     # Distances to the reference points from (1, 0), (0.6, 0.8) and (0.8, 0.6).
     a, b = math.sqrt(2), 0.0
     c, d, e = math.sqrt(0.4), math.sqrt(0.8), math.sqrt(3.6)
     f, g, h = math.sqrt(0.8), math.sqrt(0.4), math.sqrt(3.2)
     t = torch.tensor([a - min(b, a, c, f), d - min(c, e, b, g), h - min(f, g, a, e)]).double()
-    loss, histogram = oracle(CIRCLE, None, ref, num_bins=2)
+    loss, histogram = dynamic(CIRCLE, None, ref, num_bins=2)
     counts = torch.tensor([0, (1 - t / 2).sum(), (t / 2).sum()]).double() / 3
     torch.testing.assert_close(histogram, counts)
     torch.testing.assert_close(loss, counts[1] * t.mean())
     with pytest.raises(ValueError, match="match"):
-        oracle(CIRCLE, None, ref[:2])
+        dynamic(CIRCLE, None, ref[:2])
 
 
 # Against pytorch-metric-learning
@@ -355,7 +343,7 @@ def test_per_anchor_is_the_mean_of_single_anchors(name):
         for anchor in range(14):
             own = [t for t in triplets if t[0] == anchor]
             indices = torch.tensor(own).unbind(1) if own else ([], [], [])
-            rows.append(evaluate(name, x, labels, indices_tuple=indices, reducer="mean", **PARAMS[name]))
+            rows.append(oracle(name, x, labels, indices_tuple=indices, reducer="mean", **PARAMS[name]))
         return sum(rows) / 14
 
     both(name, by_anchor, x, labels=labels, reducer="per_anchor", **PARAMS[name])
@@ -389,7 +377,7 @@ def test_learned_beta_of_a_peer(num_classes, metric, reducer):
     expected = expected.detach(), torch.autograd.grad(expected, [x, peer.beta])
     beta = peer.beta.detach().clone().requires_grad_()
     own = {"distance": metric[0], "reducer": reducer}
-    value = evaluate("MarginLoss", x, labels, margin=0.3, nu=0.2, beta=beta, learn_beta=True, **own)
+    value = oracle("MarginLoss", x, labels, margin=0.3, nu=0.2, beta=beta, learn_beta=True, **own)
     assert_same((value.detach(), torch.autograd.grad(value, [x, beta])), expected)
     assert expected[1][1].abs().max() > 1e-3
 
@@ -449,7 +437,7 @@ def test_histogram_of_a_peer(float64_by_default, layout, n_bins):
     if layout == "balanced":
         both("HistogramLoss", lambda x: peer(x, labels), x, labels=labels, n_bins=n_bins, pairs="all")
     else:
-        assert abs(evaluate("HistogramLoss", x, labels, n_bins=n_bins, pairs="all") - peer(x, labels)) > 1e-4
+        assert abs(oracle("HistogramLoss", x, labels, n_bins=n_bins, pairs="all") - peer(x, labels)) > 1e-4
 
 
 @IGNORE_INDEXING
@@ -527,12 +515,6 @@ def test_dynamic_soft_margin_of_a_peer(kind):
 # Against sentence-transformers
 
 
-@pytest.fixture(scope="module")
-def sentence_losses():
-    package = pytest.importorskip("sentence_transformers.sentence_transformer")
-    return pytest.importorskip(f"{package.__name__}.losses")
-
-
 SENTENCE_LOSSES = [
     ("BatchAllTripletLoss", "TripletMarginLoss", {}),
     ("BatchHardTripletLoss", "BatchHardTripletLoss", {"lone_anchors": "zero"}),
@@ -543,20 +525,20 @@ SENTENCE_LOSSES = [
 
 @pytest.mark.parametrize("cosine", [False, True], ids=["euclidean", "cosine"])
 @pytest.mark.parametrize("theirs, ours, options", SENTENCE_LOSSES, ids=[case[0] for case in SENTENCE_LOSSES])
-def test_triplet_losses_of_sentence_transformers(sentence_losses, theirs, ours, options, cosine):
+def test_triplet_losses_of_sentence_transformers(theirs, ours, options, cosine):
     kind = sentence_losses.BatchHardTripletLossDistanceFunction
     arguments = {"distance_metric": kind.cosine_distance if cosine else kind.euclidean_distance}
     if "margin" not in options:
         arguments["margin"] = 0.7
         options = dict(options, margin=0.7)
-    peer = getattr(sentence_losses, theirs)(None, **arguments)
+    peer = getattr(theirs)(None, **arguments)
     options = dict(options, distance="cosine" if cosine else "euclidean", normalize=False)
     for labels in (unbalanced_labels(14), torch.arange(14) // 2, torch.arange(14) % 3):
         both(ours, lambda x, y=labels: peer.compute_loss_from_embeddings([x], y), embeddings(14), labels=labels, **options)
 
 
 @pytest.mark.parametrize("scale", [20.0, 3.0])
-def test_cosent_of_sentence_transformers(sentence_losses, scale):
+def test_cosent_of_sentence_transformers(scale):
     labels = unbalanced_labels(14)
     i, j = torch.triu_indices(14, 14, 1)
     scores = (labels[i] == labels[j]).double()
@@ -648,12 +630,12 @@ def test_quadruplet_loss_of_a_metric(adaptive):
         return ((u - v).square() * weight).sum(1)
 
     def scaled(x):
-        return evaluate("QuadrupletLoss", x * weight.sqrt(), labels, normalize=False, adaptive=adaptive)
+        return oracle("QuadrupletLoss", x * weight.sqrt(), labels, normalize=False, adaptive=adaptive)
 
     both("QuadrupletLoss", scaled, x, labels=labels, metric=metric, adaptive=adaptive)
     quadruplets = ([0, 4], [6, 5], [1, 0], [2, 3])
-    expected = evaluate("QuadrupletLoss", x * weight.sqrt(), None, normalize=False, indices_tuple=quadruplets)
-    torch.testing.assert_close(evaluate("QuadrupletLoss", x, None, metric=metric, indices_tuple=quadruplets), expected)
+    expected = oracle("QuadrupletLoss", x * weight.sqrt(), None, normalize=False, indices_tuple=quadruplets)
+    torch.testing.assert_close(oracle("QuadrupletLoss", x, None, metric=metric, indices_tuple=quadruplets), expected)
 
 
 def test_quadruplet_loss_evaluates_a_metric_once_for_each_pair_in_order():
@@ -663,7 +645,7 @@ def test_quadruplet_loss_evaluates_a_metric_once_for_each_pair_in_order():
         seen.extend(zip(u[:, 0].tolist(), v[:, 0].tolist(), strict=True))
         return (u - v).square().sum(1)
 
-    evaluate("QuadrupletLoss", LINE, LINE_LABELS, metric=metric)
+    oracle("QuadrupletLoss", LINE, LINE_LABELS, metric=metric)
     assert sorted(seen) == list(itertools.combinations(LINE[:, 0].tolist(), 2))
 
 
@@ -705,7 +687,7 @@ def test_histogram_as_a_tensor(kernel, n_bins):
 def test_similarities_beyond_the_nodes_count_as_the_last():
     x = torch.tensor([[2.0], [1.0], [-3.0]], dtype=torch.float64)
     value, (grad,) = value_and_grads(
-        lambda x: evaluate("HistogramLoss", x, [0, 0, 1], n_bins=4, distance="dot", normalize=False, kernel="linear", margin=3),
+        lambda x: oracle("HistogramLoss", x, [0, 0, 1], n_bins=4, distance="dot", normalize=False, kernel="linear", margin=3),
         x,
     )
     assert value == 3 - 1 - 1 and not grad.any()
@@ -713,7 +695,7 @@ def test_similarities_beyond_the_nodes_count_as_the_last():
 
 def sums(x, labels, negatives, margin, reducer):
     options = {"margin": margin, "reducer": reducer, "distance": "squared_euclidean", "normalize": False}
-    return evaluate("QuadrupletMarginLoss", x, labels, negatives=negatives, **options)
+    return oracle("QuadrupletMarginLoss", x, labels, negatives=negatives, **options)
 
 
 @settings(max_examples=30)
@@ -723,7 +705,7 @@ def test_disjoint_quadruplets_are_all_but_the_triplets(batch):
     triplets = {"margin": 0.5, "distance": "squared_euclidean", "normalize": False, "reducer": "sum"}
     both(
         "QuadrupletMarginLoss",
-        lambda x: sums(x, labels, "all", 0.5, "sum") - evaluate("TripletMarginLoss", x, labels, **triplets),
+        lambda x: sums(x, labels, "all", 0.5, "sum") - oracle("TripletMarginLoss", x, labels, **triplets),
         x,
         labels=labels,
         **triplets,
@@ -752,13 +734,11 @@ def test_quadruplets_of_other_classes_are_all_but_those_of_each_class(batch):
 def test_excluded_diagonal_of_a_copy_is_the_self_batch(name, params):
     if name not in WITH_REF or params.get("lone_anchors") == "zero":
         with pytest.raises(ValueError, match="reference"):
-            evaluate(name, LINE, LINE_LABELS, LINE, LINE_LABELS, **params)
+            oracle(name, LINE, LINE_LABELS, LINE, LINE_LABELS, **params)
         return
     x, labels = embeddings(10), unbalanced_labels(10)
-    value, (grad,) = value_and_grads(lambda x: evaluate(name, x, labels, **params), x)
-    copied, grads = value_and_grads(
-        lambda x, ref: evaluate(name, x, labels, ref, labels, exclude_diagonal=True, **params), x, x
-    )
+    value, (grad,) = value_and_grads(lambda x: oracle(name, x, labels, **params), x)
+    copied, grads = value_and_grads(lambda x, ref: oracle(name, x, labels, ref, labels, exclude_diagonal=True, **params), x, x)
     assert_same((copied, [sum(grads)]), (value, [grad]))
 
 
@@ -772,8 +752,8 @@ def test_all_triplets_listed(name, params, with_ref):
     if name == "BatchHardTripletLoss":
         # Lone anchors are in no triplet.
         params = dict(params, lone_anchors="skip")
-    listed = evaluate(name, x, labels, *reference, indices_tuple=triplets, **params)
-    torch.testing.assert_close(listed, evaluate(name, x, labels, *reference, **params))
+    listed = oracle(name, x, labels, *reference, indices_tuple=triplets, **params)
+    torch.testing.assert_close(listed, oracle(name, x, labels, *reference, **params))
 
 
 def has_constants(name, params):
@@ -784,7 +764,7 @@ def has_constants(name, params):
 @pytest.mark.parametrize("name, params", [case for case in CASES if not has_constants(*case.values)])
 def test_gradient_is_that_of_the_value(name, params):
     x, labels = embeddings(8).requires_grad_(), unbalanced_labels(8)
-    assert torch.autograd.gradcheck(lambda x: evaluate(name, x, labels, **params), x)
+    assert torch.autograd.gradcheck(lambda x: oracle(name, x, labels, **params), x)
 
 
 # Degenerate batches
@@ -794,7 +774,7 @@ def test_gradient_is_that_of_the_value(name, params):
 @pytest.mark.parametrize("name, params", CASES)
 def test_degenerate_batches(name, params, case):
     size, dim, labels = DEGENERATE[case]
-    value, (grad,) = value_and_grads(lambda x: evaluate(name, x, labels, **params), embeddings(size, dim))
+    value, (grad,) = value_and_grads(lambda x: oracle(name, x, labels, **params), embeddings(size, dim))
     assert value.dtype == torch.float64 and value.ndim == 0 and grad.shape == (size, dim)
     assert value.isfinite() and grad.isfinite().all()
     if case == "one class" and name == "FastAPLoss":
@@ -809,9 +789,9 @@ def test_lone_anchors_alone(size):
     x, labels = embeddings(size), torch.arange(size)
     d = matrix_of(x, ("euclidean", True)) + 9 * torch.eye(size)
     expected = torch.relu(1.7 - d.min(1).values).mean() if size > 1 else torch.zeros(()).double()
-    value = evaluate("BatchHardTripletLoss", x, labels, lone_anchors="zero", margin=1.7)
+    value = oracle("BatchHardTripletLoss", x, labels, lone_anchors="zero", margin=1.7)
     torch.testing.assert_close(value, expected)
-    assert value == evaluate("BatchHardTripletLoss", x, labels, lone_anchors="zero", margin=1.7, reducer="per_anchor")
+    assert value == oracle("BatchHardTripletLoss", x, labels, lone_anchors="zero", margin=1.7, reducer="per_anchor")
 
 
 @pytest.mark.parametrize("beta", [0.5, [0.5, 0.7]])
@@ -819,16 +799,16 @@ def test_lone_anchors_alone(size):
 def test_margin_loss_without_a_loss_is_connected(beta, labels, margin):
     beta = torch.tensor(beta, dtype=torch.float64)
     options = {"margin": margin, "learn_beta": True, "nu": 0.0}
-    value, grads = value_and_grads(lambda x, beta: evaluate("MarginLoss", x, labels, beta=beta, **options), embeddings(3), beta)
+    value, grads = value_and_grads(lambda x, beta: oracle("MarginLoss", x, labels, beta=beta, **options), embeddings(3), beta)
     assert value == 0 and not any(grad.any() for grad in grads)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("QuadrupletMarginLoss", "QuadrupletLogSumExpLoss")])
 def test_empty_lists(name):
     x, number = embeddings(4), 4 if name == "QuadrupletLoss" else 3
-    value, (grad,) = value_and_grads(lambda x: evaluate(name, x, [0, 0, 1, 1], indices_tuple=([],) * number), x)
+    value, (grad,) = value_and_grads(lambda x: oracle(name, x, [0, 0, 1, 1], indices_tuple=([],) * number), x)
     if name == "FastAPLoss":
-        assert value == evaluate(name, x, [0, 0, 1, 1]) > 0
+        assert value == oracle(name, x, [0, 0, 1, 1]) > 0
     else:
         assert value == 0 and not grad.any()
 
@@ -838,12 +818,12 @@ def test_empty_lists(name):
 def test_empty_reference_set_or_batch(name, sizes):
     rows, columns = sizes
     x, ref = embeddings(rows), embeddings(columns)
-    value, grads = value_and_grads(lambda x, ref: evaluate(name, x, [0] * rows, ref, [0] * columns), x, ref)
+    value, grads = value_and_grads(lambda x, ref: oracle(name, x, [0] * rows, ref, [0] * columns), x, ref)
     assert value == 0 and not any(grad.any() for grad in grads)
 
 
 def check_finite(name, params, x, labels, **options):
-    value, (grad,) = value_and_grads(lambda x: evaluate(name, x, labels, **options, **params), x)
+    value, (grad,) = value_and_grads(lambda x: oracle(name, x, labels, **options, **params), x)
     assert value.isfinite() and grad.isfinite().all()
 
 
@@ -867,22 +847,22 @@ def test_nan_reaches_the_loss(name, params, row):
     x = embeddings(6)
     x[row, 0] = math.nan
     # Row 4 is alone in its class, and may be nothing but a negative.
-    assert evaluate(name, x, [0, 0, 1, 1, 2, 1], **params).isnan()
-    assert evaluate(name, x, [0, 1, 2, 3, 4, 5], **params).isnan()
+    assert oracle(name, x, [0, 0, 1, 1, 2, 1], **params).isnan()
+    assert oracle(name, x, [0, 1, 2, 3, 4, 5], **params).isnan()
 
 
 def test_nan_that_no_comparison_sees_reaches_the_loss():
     """Both anchors find the negative beyond their positive, and the other negative is at no distance."""
     x = torch.tensor([[0.0], [1.0], [3.0], [math.nan]], dtype=torch.float64)
-    assert evaluate("SemiHardTripletLoss", x, [0, 0, 1, 2], **ON_LINE).isnan()
-    assert not evaluate("SemiHardTripletLoss", x[:3], [0, 0, 1], **ON_LINE).isnan()
+    assert oracle("SemiHardTripletLoss", x, [0, 0, 1, 2], **ON_LINE).isnan()
+    assert not oracle("SemiHardTripletLoss", x[:3], [0, 0, 1], **ON_LINE).isnan()
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_input_dtypes(name):
     x, labels = embeddings(10).to(torch.bfloat16).requires_grad_(), unbalanced_labels(10).to(torch.int8) - 2
-    loss = evaluate(name, x, labels)
-    assert loss.dtype == torch.float64 and torch.equal(loss, evaluate(name, x.double(), labels.tolist()))
+    loss = oracle(name, x, labels)
+    assert loss.dtype == torch.float64 and torch.equal(loss, oracle(name, x.double(), labels.tolist()))
     (grad,) = torch.autograd.grad(loss, x)
     assert grad.dtype == torch.bfloat16 and grad.isfinite().all() and grad.any()
 
@@ -893,7 +873,7 @@ def test_ties_go_to_the_first():
         # Anchor 0 has the positives and negatives 1 and 2, and 3, all at distance 1.
         for labels, pairs in (([0, 0, 0, 1], ([0, 0], [1, 2], [0], [3])), ([0, 1, 2, 0], ([0], [3], [0, 0], [1, 2]))):
             _, (grad,) = value_and_grads(
-                lambda x, name=name, y=labels, i=pairs: evaluate(
+                lambda x, name=name, y=labels, i=pairs: oracle(
                     name, x, y, indices_tuple=i, margin=1.0, reducer="sum", **ON_LINE
                 ),
                 x,
@@ -923,4 +903,4 @@ MISTAKES = [
 @pytest.mark.parametrize("name, params, message", MISTAKES)
 def test_bad_arguments(name, params, message):
     with pytest.raises(ValueError, match=message):
-        evaluate(name, LINE.expand(-1, 2), LINE_LABELS, **params)
+        oracle(name, LINE.expand(-1, 2), LINE_LABELS, **params)

@@ -42,9 +42,7 @@ nightly: setup aot sanitize
 aot: setup
 	$(BIN)/python -m metric_kernels.backends.aot
 
-# sentence-transformers is needed for one comparison only, hence no dependency.
 bench: setup
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt sentence-transformers==6.2.0
 	$(BIN)/python -m pytest benchmarks -q $(ARGS)
 	$(BIN)/python -m benchmarks.bars
 

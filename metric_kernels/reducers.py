@@ -191,6 +191,11 @@ class PerAnchorReducer(Reducer):
         losses, indices = info["losses"], info["indices"]
         if not torch.is_tensor(losses) or info["reduction_type"] == "element":
             return self.reducer.of_anchors(torch.as_tensor(losses, device=embeddings.device), labels)
+        if len(indices) != 2:
+            raise ValueError(
+                f"aggregation_func: expected None for losses of {info['reduction_type']}s, which are no matrix, "
+                f"got {self.aggregation_func}"
+            )
         anchors, others = indices
         size = len(embeddings), int(others.max()) + 1 if len(others) else 0
         present = torch.zeros(size, dtype=torch.bool, device=losses.device)

@@ -21,6 +21,7 @@ from cases import (
 from oracles import ORACLES
 from pytorch_metric_learning import losses as peer_losses
 from pytorch_metric_learning import reducers as peer_reducers
+from term_cases import OVER_TRIPLETS
 from torch import nn
 
 from metric_kernels import losses, reducers
@@ -130,8 +131,12 @@ OURS = {
 }
 
 
+# Losses of one number are changed by no reducer, and those over quadruplets do not take all of them.
+REDUCED = LOSSES + [*OVER_TRIPLETS, "FastAPLoss"]
+
+
 @pytest.mark.parametrize("kind", PEERS)
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", REDUCED)
 def test_a_reducer_of_the_peer_is_ours(name, kind):
     labels, x = unbalanced_labels(SIZE), embeddings(SIZE, 8)
     given, own = (getattr(losses, name)(reducer=make()) for make in (PEERS[kind], OURS[kind]))
@@ -161,7 +166,7 @@ class Largest(nn.Module):
 
 
 @pytest.mark.parametrize("with_tuples", [False, True], ids=["all_pairs", "listed"])
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", [*LOSSES, "TripletMarginLoss", "FastAPLoss"])
 def test_a_reducer_of_the_user(name, with_tuples):
     labels, x = unbalanced_labels(SIZE), embeddings(SIZE, 8)
     pairs = listed_pairs(labels) if with_tuples else None
@@ -174,7 +179,7 @@ def test_a_reducer_of_the_user(name, with_tuples):
 
 @pytest.mark.parametrize("given", [reducers.DoNothingReducer, peer_reducers.DoNothingReducer], ids=["ours", "peer"])
 @pytest.mark.parametrize("with_tuples", [False, True], ids=["all_pairs", "listed"])
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", [*LOSSES, "TripletMarginLoss", "FastAPLoss"])
 def test_the_losses_themselves(name, with_tuples, given):
     labels, x = unbalanced_labels(SIZE), embeddings(SIZE, 8).requires_grad_()
     pairs = listed_pairs(labels) if with_tuples else None
@@ -245,6 +250,13 @@ def test_an_aggregation_of_the_user(name, kind):
     actual, expected = (value_and_grads(lambda x, f=f: f(x, labels), x) for f in (loss, peer))
     assert_accurate(actual[0], expected[0], within=1e-9)
     assert_accurate(actual[1][0], expected[1][0], within=1e-8)
+
+
+@pytest.mark.parametrize("name", ["TripletMarginLoss", "BatchHardTripletLoss"])
+def test_an_aggregation_needs_pairs(name):
+    loss = getattr(losses, name)(reducer=reducers.PerAnchorReducer(aggregation_func=softmax_weighted))
+    with pytest.raises(ValueError, match="aggregation_func: expected None for losses of triplets, .*, got <function softmax_w"):
+        loss(embeddings(6), torch.tensor([0, 0, 1, 1, 2, 2]))
 
 
 @pytest.mark.parametrize("kind", REDUCERS)

@@ -219,7 +219,7 @@ def test_a_failure_of_this_package_is_not_left_out(few, monkeypatch):
     ],
 )
 def test_verdict_on_two_curves(loss, peer, backend, float64, steps, verdict):
-    apart = {"float32": {"first_epoch": 1e-5, "steps": 9}, "float64": {"first_epoch": float64, "steps": steps}}
+    apart = {"float32": {"first_epoch": 1e-6, "steps": 9}, "float64": {"first_epoch": float64, "steps": steps}}
     curves = {d: {contenders.OURS: [1.0] * 9} for d in contenders.DTYPES}
     curves |= {"peer": peer, "largest_relative_difference": apart}
     found = pipeline._verdict({"loss": loss, "backend": dict.fromkeys(contenders.DTYPES, backend), "curves": curves})

@@ -112,8 +112,8 @@ def oracle(name: str, *args, pair_value: tuple[str, bool] | None = None, **param
 
 
 @st.composite
-def batches(draw, rows=12, dim=6, grid=None):
-    """Embeddings (B, D) with equal rows and labels (B,) from 0, of one class or more, or all different.
+def batches(draw, rows=12, dim=6, grid=None, repeated=True):
+    """Embeddings (B, D), with equal rows if ``repeated``, and labels (B,) from 0, of one class or more, or all different.
 
     grid: coordinates that are multiples of 1/2, so that distances without normalisation are exact and many are equal. Always,
     never, or at times for None.
@@ -124,7 +124,7 @@ def batches(draw, rows=12, dim=6, grid=None):
         x = torch.randint(-2, 3, (size, dim), generator=generator).double() / 2
     else:
         x = torch.randn(size, dim, generator=generator, dtype=torch.float64)
-    if size and draw(st.booleans()):
+    if repeated and size and draw(st.booleans()):
         x = x[torch.tensor(draw(st.lists(st.integers(0, size - 1), min_size=size, max_size=size)))]
     if draw(st.booleans()):
         classes = draw(st.integers(1, 4))

@@ -4,6 +4,8 @@ import pytest
 import torch
 from accuracy import assert_accurate
 from cases import LOSSES, PARAMS, WITH_REF, embeddings, listed_pairs, unbalanced_labels, value_and_grads
+from term_cases import CASES as TERM_CASES
+from term_cases import build, takes_ref
 
 from metric_kernels import distances, losses, reducers, row_extremes, tuples, use_workspace
 from metric_kernels.extremes import FORMULA
@@ -42,6 +44,66 @@ def test_one_graph_with_a_reference_set(name):
     assert_same(
         value_and_grads(lambda x, ref: function(x, labels, None, ref, ref_labels), x, ref),
         value_and_grads(lambda x, ref: loss(x, labels, None, ref, ref_labels), x, ref),
+    )
+
+
+def graph_of(params):
+    """Swapped triplets and adaptive margins depend on numbers that a graph does not know."""
+    return not params.get("swap") and not params.get("adaptive")
+
+
+@pytest.mark.parametrize("name, params", [case for case in TERM_CASES if graph_of(case.values[1])])
+def test_terms_in_one_graph(name, params):
+    labels, loss, same = unbalanced_labels(20), build(name, params), build(name, params)
+    function = compiled(loss)
+    # Twice: the dynamic soft margin remembers the first batch.
+    for seed in (0, 1):
+        x = embeddings(20, seed=seed)
+        assert_same(value_and_grads(lambda x: function(x, labels), x), value_and_grads(lambda x: same(x, labels), x))
+
+
+@pytest.mark.parametrize("name, params", [case for case in TERM_CASES if graph_of(case.values[1]) and takes_ref(*case.values)])
+def test_terms_in_one_graph_with_a_reference_set(name, params):
+    x, ref, labels, ref_labels = embeddings(20), embeddings(13, seed=1), unbalanced_labels(20), unbalanced_labels(13)
+    actual, expected = (
+        value_and_grads(lambda x, ref, f=f: f(x, labels, None, ref, ref_labels), x, ref)
+        for f in (compiled(build(name, params)), build(name, params))
+    )
+    assert_same(actual, expected)
+
+
+LISTED = listed_pairs(unbalanced_labels(20))
+# Calls whose size or course depends on numbers that a graph does not know: they are run with breaks in it.
+BROKEN = {
+    "swap": (losses.TripletMarginLoss(swap=True), None),
+    "adaptive": (losses.QuadrupletLoss(adaptive=True), None),
+    "joined": (losses.TripletMarginLoss(), LISTED),
+    "window": (losses.MarginLoss(reducer=reducers.ThresholdReducer(0.1, 0.5)), None),
+    "sampled": (losses.TripletMarginLoss(triplets_per_anchor=3), None),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_what_one_graph_cannot_hold(case):
+    loss, indices = BROKEN[case]
+    x, labels = embeddings(20), unbalanced_labels(20)
+    with pytest.raises(Exception, match="(?i)data-dependent|Unsupported|fake tensor"):
+        compiled(loss)(x, labels, indices)
+    torch._dynamo.reset()
+    results = []
+    for function in (compiled(loss, fullgraph=False), loss):
+        torch.manual_seed(0)
+        results.append(value_and_grads(lambda x, f=function: f(x, labels, indices), x))
+    assert_same(*results)
+
+
+@pytest.mark.parametrize("name", ["HistogramLoss", "FastAPLoss", "DynamicSoftMarginLoss", "QuadrupletLogSumExpLoss"])
+@pytest.mark.parametrize("indices", [LISTED, (LISTED[0], LISTED[1], LISTED[3])], ids=["pairs", "triplets"])
+def test_lists_in_one_graph(name, indices):
+    x, labels = embeddings(20), unbalanced_labels(20)
+    function, loss = compiled(getattr(losses, name)()), getattr(losses, name)()
+    assert_same(
+        value_and_grads(lambda x: function(x, labels, indices), x), value_and_grads(lambda x: loss(x, labels, indices), x)
     )
 
 

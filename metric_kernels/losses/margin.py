@@ -166,14 +166,15 @@ class MarginLoss(SampledTripletLoss):
 
 
 class _Divided(SumReducer):
-    """The sum over a number."""
+    """The sum over a number; 0 if that is 0."""
 
     def __init__(self, divisor: Tensor):
         super().__init__()
         self.divisor = divisor
 
     def of_pairs(self, totals, counts, labels):
-        return totals.sum() / self.divisor.clamp(min=1)
+        total = totals.sum()
+        return torch.where(self.divisor > 0, total, total * 0.0) / self.divisor.clamp(min=1)
 
 
 def _divided(reducer: list[Reducer], divisor: Tensor) -> list[Reducer]:

@@ -52,7 +52,17 @@ def graph_of(params):
     return not params.get("swap") and not params.get("adaptive")
 
 
-@pytest.mark.parametrize("name, params", [case for case in TERM_CASES if graph_of(case.values[1])])
+def graphs(cases):
+    """Compiling takes seconds: one variant of each loss is enough for every run."""
+    seen = set()
+    for case in cases:
+        name, params = case.values
+        if graph_of(params):
+            yield pytest.param(name, params, id=case.id, marks=[pytest.mark.slow] if name in seen else [])
+            seen.add(name)
+
+
+@pytest.mark.parametrize("name, params", list(graphs(TERM_CASES)))
 def test_terms_in_one_graph(name, params):
     labels, loss, same = unbalanced_labels(20), build(name, params), build(name, params)
     function = compiled(loss)
@@ -62,7 +72,7 @@ def test_terms_in_one_graph(name, params):
         assert_same(value_and_grads(lambda x: function(x, labels), x), value_and_grads(lambda x: same(x, labels), x))
 
 
-@pytest.mark.parametrize("name, params", [case for case in TERM_CASES if graph_of(case.values[1]) and takes_ref(*case.values)])
+@pytest.mark.parametrize("name, params", list(graphs(case for case in TERM_CASES if takes_ref(*case.values))))
 def test_terms_in_one_graph_with_a_reference_set(name, params):
     x, ref, labels, ref_labels = embeddings(20), embeddings(13, seed=1), unbalanced_labels(20), unbalanced_labels(13)
     actual, expected = (

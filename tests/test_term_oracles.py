@@ -531,7 +531,7 @@ def test_triplet_losses_of_sentence_transformers(theirs, ours, options, cosine):
     if "margin" not in options:
         arguments["margin"] = 0.7
         options = dict(options, margin=0.7)
-    peer = getattr(theirs)(None, **arguments)
+    peer = getattr(sentence_losses, theirs)(None, **arguments)
     options = dict(options, distance="cosine" if cosine else "euclidean", normalize=False)
     for labels in (unbalanced_labels(14), torch.arange(14) // 2, torch.arange(14) % 3):
         both(ours, lambda x, y=labels: peer.compute_loss_from_embeddings([x], y), embeddings(14), labels=labels, **options)

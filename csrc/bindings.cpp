@@ -409,6 +409,51 @@ void pair_slopes(int metric, py::array& s, const Optional& p, const Optional& q,
   passes<T>().slopes(tile, by_value, stride, norms);
 }
 
+// Everything between the two products for the hinge over all triplets, of a tile that is the whole matrix: its products are
+// overwritten with the derivatives of the sum over all anchors. Returns that sum and the number of active triplets.
+template <class T>
+std::pair<double, int64_t> triplets_step(int metric, py::array& s, const Optional& p, const Optional& q, double eps,
+                                         const py::array& labels, const py::array& ref_labels, int64_t diagonal, int threads,
+                                         double sign, double margin, bool both, Optional& norm_grad) {
+  const Tile<T> tile = bare_tile<T>(metric, s, p, q, eps, threads, true);
+  const int64_t m = tile.m, n = tile.n;
+  if (both && m != n) throw py::value_error("s: expected the matrix of a batch with itself, got shape " + shape_of(s));
+  if (diagonal != -1 && (diagonal != 0 || m != n))
+    throw py::value_error("diagonal: expected -1, or 0 for a batch with itself, got " + std::to_string(diagonal));
+  T* norms = norm_grad ? vector_out<T>("norm_grad", *norm_grad, m) : nullptr;
+  std::vector<T> v(m * n), g(m * n);
+  Values<T> values{v.data(), m, n, n, nullptr, nullptr, diagonal, threads};
+  values.labels = vector<int64_t>("labels", labels, m), values.ref_labels = vector<int64_t>("ref_labels", ref_labels, n);
+  py::gil_scoped_release release;
+  const Ordered<T>& ordered = active().terms.ordered<T>();
+  passes<T>().values(tile, v.data(), n);
+  const int64_t length = ordered.most_positives(values);
+  std::vector<int64_t> columns(m * length), below(m * length), which(m), counts(m);
+  std::vector<T> list(m * length);
+  std::vector<double> totals(m);
+  for (int64_t i = 0; i < m; ++i) which[i] = i;
+  ordered.positives(values, T(sign), length, columns.data(), list.data());
+  const Lists<T> lists{list.data(), m, length, length, which.data()};
+  ordered.ranks(values, T(sign), lists, T(margin), totals.data(), counts.data(), below.data());
+  ordered.rank_grads(values, T(sign), lists, T(margin), std::vector<T>(m, T(1)).data(), g.data(), n, nullptr);
+  double total = 0;
+  int64_t count = 0;
+  for (int64_t i = 0; i < m; ++i) {
+    total += totals[i], count += counts[i];
+    for (int64_t k = i * length; k < (i + 1) * length; ++k)
+      if (columns[k] < n) g[i * n + columns[k]] += T(sign) * T(below[k]);
+  }
+  passes<T>().slopes(tile, g.data(), n, norms);
+  if (both && norms) {  // dv/dq = -dv/ds / 2 for every metric
+    std::vector<double> columns_total(n);
+    for (int64_t i = 0; i < m; ++i)
+      for (int64_t j = 0; j < n; ++j) columns_total[j] += double(tile.s[i * tile.stride + j]);
+    for (int64_t j = 0; j < n; ++j) norms[j] -= T(0.5 * columns_total[j]);
+  }
+  if (both) add_transposed(tile.s, n, tile.stride, threads);
+  return {total, count};
+}
+
 py::dict table() {
   py::dict formulas;
   for (size_t k = 0; k < FORMULA_TABLE.size(); ++k)
@@ -460,6 +505,11 @@ PYBIND11_MODULE(_native, m) {
   m.def("pair_slopes", [](int metric, py::array s, Optional p, Optional q, double eps, int threads, py::array g,
                           Optional norm_grad) {
     (is_double(s) ? pair_slopes<double> : pair_slopes<float>)(metric, s, p, q, eps, threads, g, norm_grad);
+  });
+  m.def("triplets_step", [](int metric, py::array s, Optional p, Optional q, double eps, int threads, py::array labels,
+                            py::array ref_labels, int64_t diagonal, double sign, double margin, bool both, Optional norm_grad) {
+    return (is_double(s) ? triplets_step<double> : triplets_step<float>)(metric, s, p, q, eps, labels, ref_labels, diagonal,
+                                                                         threads, sign, margin, both, norm_grad);
   });
   define_terms(m, [] { return active().terms; });
   define_vectors(m, [] { return active().vectors; });

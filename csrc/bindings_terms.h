@@ -131,6 +131,26 @@ void sum_grads(const Terms& terms, const ValuesArguments& a, double sign, const 
   terms.ordered<T>().sum_grads(tile, T(sign), of, T(margin), cost, factors, out, stride, sum);
 }
 
+template <class T> py::tuple positives(const Terms& terms, const ValuesArguments& a, double sign) {
+  const Values<T> tile = checked<T>(a);
+  if (tile.diagonal >= 0 && tile.diagonal + tile.m > tile.n)
+    throw py::value_error("diagonal: expected a column for each row, got " + std::to_string(tile.diagonal));
+  int64_t length = 0;
+  {
+    py::gil_scoped_release release;
+    length = terms.ordered<T>().most_positives(tile);
+  }
+  py::array_t<int64_t> columns({tile.m, length});
+  py::array_t<T> lists({tile.m, length});
+  int64_t* column = columns.mutable_data();
+  T* values = lists.mutable_data();
+  {
+    py::gil_scoped_release release;
+    terms.ordered<T>().positives(tile, T(sign), length, column, values);
+  }
+  return py::make_tuple(columns, lists);
+}
+
 template <class T>
 void nearest(const Terms& terms, const ValuesArguments& a, double sign, const py::array& lists,
              py::array& columns) {
@@ -209,6 +229,9 @@ template <class Active> void define_terms(py::module_& m, Active terms) {
   });
   m.def("sum_grads", [terms](VALUES, double sign, py::array lists, double margin, std::string shape, double low, double high, py::array scale, py::array g, py::array slopes) {
     BY_TYPE(sum_grads)(terms(), VALUES_ARGUMENTS, sign, lists, margin, shape, low, high, scale, g, slopes);
+  });
+  m.def("positives", [terms](VALUES, double sign) {
+    return BY_TYPE(positives)(terms(), VALUES_ARGUMENTS, sign);
   });
   m.def("nearest", [terms](VALUES, double sign, py::array lists, py::array columns) {
     BY_TYPE(nearest)(terms(), VALUES_ARGUMENTS, sign, lists, columns);

@@ -1,8 +1,8 @@
 // Kernels of metric_kernels/ordered.py: every negative of a row against a sorted list of positive values.
 //
-// Only negatives below the largest value of the list matter, few of them in training, and are gathered first. A short list is
-// compared with them value by value; in a long one the place of each is looked up in a table and found by bisection from there,
-// for all of them in step.
+// A very short list is compared with every column. With a longer one, only negatives below its largest value matter, few of
+// them in training, and are gathered first; they are compared value by value, or, if the list is long, the place of each is
+// looked up in a table and found by bisection from there, for all of them in step.
 #pragma once
 #include <algorithm>
 #include <vector>
@@ -28,6 +28,12 @@ constexpr int64_t REGISTER = 16;
 template <class T> constexpr int64_t direct_up_to = DIRECT_UP_TO;
 #else
 template <class T> constexpr int64_t direct_up_to = 3 * (REGISTER / int64_t(sizeof(T)));
+#endif
+// Gathering costs about as much as so many comparisons of every column.
+#ifdef DENSE_UP_TO
+constexpr int64_t dense_up_to = DENSE_UP_TO;
+#else
+constexpr int64_t dense_up_to = 8;
 #endif
 constexpr int64_t ONE_THREAD_BELOW = 1 << 12;
 
@@ -175,6 +181,27 @@ template <class T> struct Current {
     if (below)
       for (int j = 0; j < active.number; ++j) ++with[active.above[j]];
   }
+  bool dense() const { return searched.length <= dense_up_to; }
+
+  // Compares a very short list with every column of a chunk. Returns the sum of what is above each of them.
+  double compare(const Chunk<T>& chunk, int32_t* above) {
+    const int64_t length = searched.length;
+    double sum = 0;
+    int32_t before = 0;
+    for (int j = 0; j < chunk.len; ++j) above[j] = 0;
+    for (int64_t k = 0; k < length; ++k) {
+      const T t = searched.list[k];
+      int32_t hits = 0;
+      for (int j = 0; j < chunk.len; ++j) {
+        const int32_t one = chunk.negative[j] & int32_t(t > chunk.u[j]);
+        above[j] += one, hits += one;
+      }
+      sum += hits ? double(t) * double(hits) : 0.0;
+      if (below) with[length - k] += hits - before;
+      before = hits;
+    }
+    return sum;
+  }
   void hand_on() {
     if (number < 0 || !below) return;
     int64_t total = 0, *last = below + (number + 1) * lists.length - searched.length;
@@ -218,6 +245,18 @@ void ranks(const Values<T>& tile, T sign, const Lists<T>& lists, T margin, doubl
     bool spoiled = false;
     for (int64_t j0 = 0; j0 < tile.n; j0 += WIDTH) {
       spoiled |= load(tile, i, j0, sign, margin, chunk);
+      if (current.dense()) {
+        total += current.compare(chunk, active.above);
+        int32_t number = 0;
+        for (int j = 0; j < chunk.len; ++j) {
+          const int32_t c = active.above[j];
+          costs[j] = c ? double(c) * double(chunk.u[j]) : 0.0;
+          number += c;
+        }
+        total -= lane_sum(costs, chunk.len);
+        count += number;
+        continue;
+      }
       current.find(chunk, active);
       int64_t number = 0;
       for (int j = 0; j < active.number; ++j) {
@@ -242,8 +281,13 @@ void rank_grads(const Values<T>& tile, T sign, const Lists<T>& lists, T margin, 
     const T factor = -sign * scale[i];
     for (int64_t j0 = 0; j0 < tile.n; j0 += WIDTH) {
       load(tile, i, j0, sign, margin, chunk);
-      current.find(chunk, active);
       T* out = g + i * g_stride + j0;
+      if (current.dense()) {
+        current.compare(chunk, active.above);
+        for (int j = 0; j < chunk.len; ++j) out[j] += factor * T(active.above[j]);
+        continue;
+      }
+      current.find(chunk, active);
       for (int j = 0; j < active.number; ++j) out[active.column[j]] += factor * T(active.above[j]);
     }
   });
@@ -341,6 +385,47 @@ void sum_grads(const Values<T>& tile, T sign, const Lists<T>& lists, T margin, C
   });
 }
 
+// How many positives a row has that has most of them.
+template <class T> int64_t most_positives(const Values<T>& tile) {
+  int64_t most = 0;
+#pragma omp parallel for schedule(static) num_threads(tile.threads) reduction(max : most) if (tile.m * tile.n >= ONE_THREAD_BELOW)
+  for (int64_t i = 0; i < tile.m; ++i) {
+    const int64_t label = tile.labels[i];
+    int64_t number = 0;
+    for (int64_t j = 0; j < tile.n; ++j) number += tile.ref_labels[j] == label;
+    most = std::max(most, number - int64_t(tile.diagonal >= 0));
+  }
+  return most;
+}
+
+// The columns of the positives of each row by ascending u = sign * v, and u; missing ones come first, with column n.
+template <class T> void positives(const Values<T>& tile, T sign, int64_t length, int64_t* columns, T* lists) {
+  constexpr int64_t group = 16;
+#pragma omp parallel for schedule(static) num_threads(tile.threads) if (tile.m * tile.n >= ONE_THREAD_BELOW)
+  for (int64_t i = 0; i < tile.m; ++i) {
+    const T* v = tile.v + i * tile.stride;
+    const int64_t label = tile.labels[i], own = tile.diagonal < 0 ? -1 : tile.diagonal + i;
+    int64_t* column = columns + i * length;
+    T* u = lists + i * length;
+    int64_t number = 0;
+    for (int64_t first = 0; first < tile.n; first += group) {
+      const int64_t last = std::min(first + group, tile.n);
+      int64_t any = 0;
+      for (int64_t j = first; j < last; ++j) any += tile.ref_labels[j] == label;
+      for (int64_t j = first; any && j < last; ++j)
+        if (tile.ref_labels[j] == label && j != own) column[number++] = j;
+    }
+    // NaN comes last, as torch sorts it.
+    std::stable_sort(column, column + number, [&](int64_t a, int64_t b) {
+      return sign * v[a] < sign * v[b] || (v[b] != v[b] && v[a] == v[a]);
+    });
+    std::copy_backward(column, column + number, column + length);
+    std::fill(column, column + length - number, tile.n);
+    for (int64_t k = 0; k < length; ++k)
+      u[k] = column[k] < tile.n ? sign * v[column[k]] : -std::numeric_limits<T>::infinity();
+  }
+}
+
 template <class T> void nearest(const Values<T>& tile, T sign, const Lists<T>& lists, int64_t* columns) {
   const int64_t length = lists.length;
 #pragma omp parallel for schedule(static) num_threads(tile.threads) if (tile.m * tile.n >= ONE_THREAD_BELOW)
@@ -369,6 +454,7 @@ template <class T> void nearest(const Values<T>& tile, T sign, const Lists<T>& l
   }
 }
 
-template <class T> constexpr Ordered<T> ordered = {ranks<T>, rank_grads<T>, sums<T>, sum_grads<T>, nearest<T>};
+template <class T> constexpr Ordered<T> ordered = {most_positives<T>, positives<T>, ranks<T>, rank_grads<T>,
+                                                   sums<T>,           sum_grads<T>, nearest<T>};
 
 }  // namespace

@@ -29,6 +29,8 @@ template <class T> struct Cost {
 };
 
 template <class T> struct Ordered {
+  int64_t (*most_positives)(const Values<T>&);
+  void (*positives)(const Values<T>&, T sign, int64_t length, int64_t* columns, T* lists);
   void (*ranks)(const Values<T>&, T sign, const Lists<T>&, T margin, double* totals, int64_t* counts, int64_t* below);
   void (*rank_grads)(const Values<T>&, T sign, const Lists<T>&, T margin, const T* scale, T* g, int64_t g_stride,
                      int64_t* below);

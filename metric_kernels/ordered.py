@@ -8,6 +8,13 @@ number of negatives below it. Numbers are integers and sums float64, hence exact
 What the ``ordered`` kernels of a backend do, for each row i of a tile of values v and a list of positive values of its own
 or shared, ``lists[which[i]]`` (K,), sorted, with -inf for places that are empty; c is the number of those above u - margin:
 
+``positives(tile, sign) -> (columns, lists)``
+    the columns (m, K) of the positives of each row by ascending u, and their values u; where there are fewer, the number of
+    columns and -inf. It need not be there: torch does it otherwise.
+``triplets_step(metric, tile, sign, margin, both, norm_grad) -> (total, count)``
+    for a tile of products that is the whole matrix, the sum of all hinges and the number of those above 0; the products are
+    overwritten with the derivatives of the sum, in both directions of a pair with ``both``, and the rows' shares of the
+    gradient with respect to the squared norms go to norm_grad (m,) unless that is None. It need not be there either.
 ``ranks(tile, sign, lists, which, margin, totals, counts, below)``
     adds to totals (m,) the hinge summed over the row's negatives, to counts (m,) the sum of c, and to below (lists, K), for
     each value of the list, the number of the row's negatives with u - margin below it, unless that is None. A NaN in a row
@@ -29,6 +36,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -51,17 +60,21 @@ class Positives(NamedTuple):
     lists: Tensor
 
     @classmethod
-    def of(cls, tile: ValueTile, sign: float) -> Positives:
-        columns = positive_columns(tile)
-        last = tile.v.shape[1] - 1
-        u = (sign * tile.v.gather(1, columns.clamp(max=last))).masked_fill(columns > last, -torch.inf)
-        lists, order = u.sort(1)
-        return cls(columns.gather(1, order), lists)
+    def of(cls, kernels: ModuleType, tile: ValueTile, sign: float) -> Positives:
+        return cls(*getattr(kernels, "positives", positives)(tile, sign))
 
     def add(self, g: Tensor, grads: Tensor) -> None:
         """Adds grads (m, K) to g (m, n) at the positives."""
         present = self.columns < g.shape[1]
         g.scatter_add_(1, torch.where(present, self.columns, 0), torch.where(present, grads, 0.0).to(g.dtype))
+
+
+def positives(tile: ValueTile, sign: float) -> tuple[Tensor, Tensor]:
+    columns = positive_columns(tile)
+    last = tile.v.shape[1] - 1
+    u = (sign * tile.v.gather(1, columns.clamp(max=last))).masked_fill(columns > last, -torch.inf)
+    lists, order = u.sort(1)
+    return columns.gather(1, order), lists
 
 
 def positive_columns(tile: ValueTile) -> Tensor:
@@ -98,9 +111,14 @@ class BatchAllTriplets(Term):
     def shapes(self, n, m):
         return (len(self.margins), n), (len(self.margins), n)
 
+    def at_once(self, kernels):
+        if self.by_rank and len(self.margins) == 1 and hasattr(kernels, "triplets_step"):
+            return partial(kernels.triplets_step, sign=self.sign, margin=self.margins[0])
+        return None
+
     def forward(self, kernels, tiles: Tiles, values: Tensor, counts: Tensor):
         for tile in tiles:
-            lists = Positives.of(tile, self.sign).lists
+            lists = Positives.of(kernels, tile, self.sign).lists
             for margin, total, count in zip(self.margins, values[:, tile.rows], counts[:, tile.rows]):
                 if self.by_rank:
                     kernels.ranks(tile, self.sign, lists, own_lists(tile), margin, total, count, None)
@@ -109,7 +127,7 @@ class BatchAllTriplets(Term):
         return ()
 
     def backward(self, kernels, tile: ValueTile, g: Tensor, grads: Tensor, saved):
-        positives = Positives.of(tile, self.sign)
+        positives = Positives.of(kernels, tile, self.sign)
         lists, which = positives.lists, own_lists(tile)
         for margin, scale in zip(self.margins, grads[:, tile.rows].to(g.dtype)):
             if self.by_rank:
@@ -172,7 +190,7 @@ class SemiHardTriplets(Term):
 
     def _triplets(self, kernels, tile: ValueTile) -> tuple[Positives, Tensor, Tensor]:
         """The positives of each row, the column of the negative of each, -1 for none, and u_ap - u_an + margin."""
-        positives = Positives.of(tile, self.sign)
+        positives = Positives.of(kernels, tile, self.sign)
         negatives = kernels.nearest(tile, self.sign, positives.lists)
         negatives = torch.where(positives.lists > -torch.inf, negatives, -1)
         chosen = self.sign * tile.v.gather(1, negatives.clamp(min=0))

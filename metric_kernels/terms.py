@@ -9,7 +9,7 @@ metrics and embeddings are dealt with here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import NamedTuple
 
@@ -75,6 +75,12 @@ class Term:
         """Shapes of the values (float64, differentiable) and of the counts (int64) for n anchors and m others."""
         raise NotImplementedError
 
+    def at_once(self, kernels: ModuleType) -> Callable[..., tuple[Tensor, Tensor]] | None:
+        """A function (metric, tile, both=, norm_grad=) that does all between the products of a small batch at once, for the
+        sum of all values, or None. It returns the sum and that of the counts; products become the derivatives.
+        """
+        return None
+
     def forward(self, kernels: ModuleType, tiles: Tiles, values: Tensor, counts: Tensor) -> tuple[Tensor, ...]:
         """Writes values and counts, which are 0, and returns what the backward pass needs."""
         raise NotImplementedError
@@ -120,8 +126,13 @@ def value_tile(problem: core.Problem, rows: slice, tile: Tile) -> ValueTile:
     return ValueTile(v, tile.labels, tile.ref_labels, rows, tile.diagonal)
 
 
-def evaluate(term: Term, batch: Batch, distance: object, backend: str | None) -> tuple[Tensor, Tensor]:
-    """Values (float64, differentiable once in the embeddings) and counts (int64) of a term, 0 for an empty batch."""
+def evaluate(
+    term: Term, batch: Batch, distance: object, backend: str | None, summed: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Values (float64, differentiable once in the embeddings) and counts (int64) of a term, 0 for an empty batch.
+
+    With ``summed`` the caller wants no more than their sums: there may be one of each instead.
+    """
     if not len(batch.x) or not len(batch.y):
         values, counts = term.shapes(len(batch.x), len(batch.y))
         zero = batch.nothing().double()
@@ -129,16 +140,18 @@ def evaluate(term: Term, batch: Batch, distance: object, backend: str | None) ->
     call = Call.of(term, (term.flat,), distance, batch, backend)
     if torch.compiler.is_compiling():
         return torch.ops.metric_kernels.term(*spelled(call))
-    return _Evaluate.apply(call.x, call.y, call)
+    return _Evaluate.apply(call.x, call.y, call, summed)
 
 
 class _Evaluate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, y, call):
+    def forward(ctx, x, y, call, summed):
+        wanted = any(ctx.needs_input_grad[:2])
         with core.no_autocast(x.device.type):
             run = _TermRun(call)
-            values, counts, saved = run.forward(keep=any(ctx.needs_input_grad[:2]))
-        ctx.call, ctx.held = call.emptied(), run
+            stepped = run.step() if summed and wanted else None
+            values, counts, saved = (*stepped, ()) if stepped else run.forward(keep=wanted)
+        ctx.call, ctx.held, ctx.stepped = call.emptied(), run, stepped is not None
         ctx.save_for_backward(x, y, *saved)
         ctx.mark_non_differentiable(counts)
         return values, counts
@@ -148,9 +161,12 @@ class _Evaluate(torch.autograd.Function):
         x, y, *saved = ctx.saved_tensors
         with torch.no_grad(), core.no_autocast(x.device.type):
             run, ctx.held = ctx.held, None  # a second backward pass begins again
-            run = run or _TermRun(ctx.call._replace(x=x, y=y))
+            if run is None:
+                run = _TermRun(ctx.call._replace(x=x, y=y))
+                if ctx.stepped:
+                    run.step()
             gx, gy = run.backward(grads, saved, ctx.needs_input_grad[:2])
-        return once(gx, x, y), once(gy, x, y), None
+        return once(gx, x, y), once(gy, x, y), None, None
 
 
 class _TermRun(Run):
@@ -159,6 +175,22 @@ class _TermRun(Run):
         self.term, self.metric = call.op.formula, call.op.metric
         self.kernels = getattr(self.problem.backend, self.term.family)
         self.filled = self.x.given
+        self.stepped: core.Step | None = None
+
+    def step(self) -> tuple[Tensor, Tensor] | None:
+        """The sums of all values and counts, if a small batch can be done at once."""
+        step = None if self.x.given else self.term.at_once(self.kernels)
+        if step is None or not core.fits(len(self.x.z), len(self.y.z), self.x.z.dtype):
+            return None
+        self._keep()
+        sweep = core.Sweep(self.problem, self.x, self.y, self.kept, filled=False)
+        if not sweep.single:
+            return None
+        ((_, tile),) = sweep
+        norm_grad = self.x.z.new_empty(len(self.x.z)) if self.problem.free_norms else None
+        total, count = step(self.metric, tile, both=self.x is self.y, norm_grad=norm_grad)
+        self.stepped = core.Step(total, self.kept, norm_grad)
+        return total.view(1, 1), count.view(1, 1)
 
     def forward(self, keep: bool) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         n, m, z = len(self.x.z), len(self.y.z), self.x.z
@@ -181,6 +213,8 @@ class _TermRun(Run):
         self, grads: Tensor, saved: tuple[Tensor, ...], wanted: tuple[bool, bool]
     ) -> tuple[Tensor | None, Tensor | None]:
         x, y, term, metric = self.x, self.y, self.term, self.metric
+        if self.stepped is not None:
+            return self.stepped.backward(x, y, grads.view(()), wanted, self.dtypes)
         if x.given:
             return self._given(grads, saved), None
         self._keep()  # so that a second pass takes the same way

@@ -36,16 +36,21 @@ def triplet_sums(
     distance: Distance,
     backend: str | None,
     swap: bool = False,
+    summed: bool = False,
 ) -> WindowSums:
-    """For each anchor, (B,)."""
+    """For each anchor, (B,); with ``summed`` there may be their sums (1,) instead."""
 
     def between(low: float, high: float) -> tuple[Tensor, Tensor]:
         term = BatchAllTriplets(shape, distance.sign, low, high, (margin,))
-        values, counts = swapped_sums(term, batch, distance) if swap else evaluate(term, batch, distance, backend)
+        if swap:
+            values, counts = swapped_sums(term, batch, distance)
+        else:
+            values, counts = evaluate(term, batch, distance, backend, summed)
         return values[0], counts[0]
 
     # No loss is below 0, and a loss of 0 adds nothing.
     low, high = window
+    summed &= low >= 0.0 or high == math.inf
     totals, active = between(max(low, 0.0), high)
     if low >= 0.0:
         return WindowSums(totals, active, active)

@@ -94,12 +94,12 @@ class NativeBackend:
 
     def values(self, metric: type, tile: Tile) -> Tensor:
         out = torch.empty_like(tile.s)
-        _extension()[0].pair_values(*_products(metric, tile), out.numpy())
+        _extension()[0].pair_values(*products(metric, tile), out.numpy())
         return out
 
     def slopes(self, metric: type, tile: Tile, g: Tensor, norm_grad: Tensor | None) -> None:
         norm = None if norm_grad is None else norm_grad.numpy()
-        _extension()[0].pair_slopes(*_products(metric, tile), g.numpy(), norm)
+        _extension()[0].pair_slopes(*products(metric, tile), g.numpy(), norm)
 
     def add_transposed(self, matrix: Tensor) -> None:
         _extension()[0].add_transposed(matrix.numpy(), min(torch.get_num_threads(), 1024))
@@ -147,7 +147,8 @@ def _arguments(op: Op, tile: Tile) -> tuple:
     )
 
 
-def _products(metric: type, tile: Tile) -> tuple:
+def products(metric: type, tile: Tile) -> tuple:
+    """A tile without labels as the entry points take it."""
     native = _extension()[0]
     threads = min(torch.get_num_threads(), 1024)
     return native.metrics[metric.__name__], tile.s.numpy(), _optional(tile.p), _optional(tile.q), tile.eps, threads

@@ -5,14 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from metric_kernels.backends.native import extension
+from metric_kernels.backends.native import extension, products
 from metric_kernels.terms import ValueTile
+from metric_kernels.tile import Tile
 
 
 def values(tile: ValueTile) -> tuple:
     """A tile as every entry point takes it."""
     labels, ref_labels = tile.labels.numpy(), tile.ref_labels.numpy()
     return tile.v.contiguous().numpy(), labels, ref_labels, tile.diagonal, min(torch.get_num_threads(), 1024)
+
+
+def positives(tile: ValueTile, sign: float) -> tuple[Tensor, Tensor]:
+    columns, lists = extension().positives(*values(tile), sign)
+    return torch.from_numpy(columns), torch.from_numpy(lists)
 
 
 def ranks(
@@ -34,6 +40,14 @@ def rank_grads(
 ):
     given = lists.numpy(), which.numpy(), margin, scale.contiguous().numpy(), g.numpy(), _given(below)
     extension().rank_grads(*values(tile), sign, *given)
+
+
+def triplets_step(
+    metric: type, tile: Tile, sign: float, margin: float, both: bool, norm_grad: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    labels = tile.labels.numpy(), tile.ref_labels.numpy(), tile.diagonal
+    total, count = extension().triplets_step(*products(metric, tile), *labels, sign, margin, both, _given(norm_grad))
+    return torch.tensor(total, dtype=torch.float64), torch.tensor(count)
 
 
 def sums(

@@ -16,7 +16,7 @@ class TripletLoss(Loss):
     """Base class of losses on triplets (anchor, positive, negative).
 
     A subclass says what each triplet of a list costs (``_costs``) and, for all triplets of a batch, the sums and numbers (B,)
-    of the losses inside a reducer's window (``_sums``).
+    of the losses inside a reducer's window (``_sums``), or (1,) if the reducer needs no more.
     """
 
     def _evaluate(self, batch: Batch):
@@ -24,7 +24,7 @@ class TripletLoss(Loss):
         if self._listed(batch, reducer):
             triplets = self._triplets(batch)
             return self._each({"loss": (self._costs(batch, triplets), tuple(triplets), "triplet")}, [reducer], batch)
-        totals, counts = self._sums(batch, reducer.window)
+        totals, counts = self._sums(batch, reducer)
         return reducer.of_pairs(totals, counts.double(), batch.labels)
 
     def _listed(self, batch: Batch, reducer: reducers.Reducer) -> bool:
@@ -37,7 +37,7 @@ class TripletLoss(Loss):
     def _costs(self, batch: Batch, triplets: Triplets) -> Tensor:
         raise NotImplementedError
 
-    def _sums(self, batch: Batch, window: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    def _sums(self, batch: Batch, reducer: reducers.Reducer) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
     def _values(self, batch: Batch, triplets: Triplets) -> tuple[Tensor, Tensor]:

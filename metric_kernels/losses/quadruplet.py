@@ -104,7 +104,7 @@ class QuadrupletLoss(Loss):
         for reducer in (first, second):
             check_quadruplets(reducer, distance)
         known = [float(m.detach()) if self.adaptive else m for m in margins]
-        triplets = triplet_sums(first.window, "hinge", known[0], batch, distance, self.backend)
+        triplets = triplet_sums(first.window, "hinge", known[0], batch, distance, self.backend, summed=True)
         quadruplets = quadruplet_sums(second.window, known[1], "other_class", batch, distance, self.backend)
         loss = 0.0
         # An unordered quadruplet stands for four ordered ones.

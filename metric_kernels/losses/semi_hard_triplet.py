@@ -49,10 +49,15 @@ class SemiHardTripletLoss(TripletLoss):
         self._refuse(batch, reference=False, listed=True)
         return super()._evaluate(batch)
 
-    def _term(self, low, high):
-        return SemiHardTriplets("softplus" if self.soft_margin else "hinge", self.sign, low, high, self._number("margin"))
+    @property
+    def shape(self) -> str:
+        return "softplus" if self.soft_margin else "hinge"
 
-    def _sums(self, batch, window):
+    def _term(self, low, high):
+        return SemiHardTriplets(self.shape, self.sign, low, high, self._number("margin"))
+
+    def _sums(self, batch, reducer):
+        window = reducer.window
         values, counts = evaluate(self._term(max(window[0], -1.0), window[1]), batch, self.distance, self.backend)
         positives, negatives = batch.numbers()
         return values[0], torch.where(negatives > 0, positives, 0) if window == EVERYTHING else counts[0]
@@ -62,5 +67,4 @@ class SemiHardTripletLoss(TripletLoss):
 
     def _costs(self, batch, triplets):
         positive, negative = self._values(batch, triplets)
-        shape = "softplus" if self.soft_margin else "hinge"
-        return SLOPES[shape][0](self.sign * (positive - negative) + self._number("margin"))
+        return SLOPES[self.shape][0](self.sign * (positive - negative) + self._number("margin"))

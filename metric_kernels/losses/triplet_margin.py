@@ -82,6 +82,7 @@ class TripletMarginLoss(SampledTripletLoss):
             negative = swapped_values(self.distance, batch, triplets, negative)
         return SLOPES[self.shape][0](self.sign * (positive - negative) + self._number("margin"))
 
-    def _sums(self, batch, window):
-        sums = triplet_sums(window, self.shape, self._number("margin"), batch, self.distance, self.backend, self.swap)
+    def _sums(self, batch, reducer):
+        margin, summed = self._number("margin"), reducer.plain is not None
+        sums = triplet_sums(reducer.window, self.shape, margin, batch, self.distance, self.backend, self.swap, summed)
         return sums.totals, sums.counts

@@ -119,7 +119,8 @@ void sums(const Terms& terms, const ValuesArguments& a, double sign, const py::a
 
 template <class T>
 void sum_grads(const Terms& terms, const ValuesArguments& a, double sign, const py::array& lists,
-               double margin, const std::string& shape, double low, double high, const py::array& scale, py::array& g, py::array& slopes) {
+               double margin, const std::string& shape, double low, double high, const py::array& scale, py::array& g,
+               py::array& slopes) {
   const Values<T> tile = checked<T>(a);
   const Lists<T> of = checked_own_lists<T>(lists, tile.m);
   const T* factors = vector<T>("scale", scale, tile.m);
@@ -212,6 +213,7 @@ template <class T> void transpose_added(py::array& a, int threads) {
 #define VALUES py::array v, py::array labels, py::array ref_labels, int64_t diagonal, int threads
 #define VALUES_ARGUMENTS ValuesArguments { v, labels, ref_labels, diagonal, threads }
 #define LISTS double sign, py::array lists, py::array which
+#define COST double margin, std::string shape, double low, double high
 #define BY_TYPE(call) (holds_doubles(v) ? call<double> : call<float>)
 
 template <class Active> void define_terms(py::module_& m, Active terms) {
@@ -224,10 +226,10 @@ template <class Active> void define_terms(py::module_& m, Active terms) {
   m.def("rank_grads", [terms](VALUES, LISTS, double margin, py::array scale, py::array g, Counted below) {
     BY_TYPE(rank_grads)(terms(), VALUES_ARGUMENTS, sign, lists, which, margin, scale, g, below);
   });
-  m.def("sums", [terms](VALUES, double sign, py::array lists, double margin, std::string shape, double low, double high, py::array totals, py::array counts) {
+  m.def("sums", [terms](VALUES, double sign, py::array lists, COST, py::array totals, py::array counts) {
     BY_TYPE(sums)(terms(), VALUES_ARGUMENTS, sign, lists, margin, shape, low, high, totals, counts);
   });
-  m.def("sum_grads", [terms](VALUES, double sign, py::array lists, double margin, std::string shape, double low, double high, py::array scale, py::array g, py::array slopes) {
+  m.def("sum_grads", [terms](VALUES, double sign, py::array lists, COST, py::array scale, py::array g, py::array slopes) {
     BY_TYPE(sum_grads)(terms(), VALUES_ARGUMENTS, sign, lists, margin, shape, low, high, scale, g, slopes);
   });
   m.def("positives", [terms](VALUES, double sign) {
@@ -243,5 +245,11 @@ template <class Active> void define_terms(py::module_& m, Active terms) {
     BY_TYPE(histogram_grads)(terms(), VALUES_ARGUMENTS, low, step, tables, g);
   });
 }
+
+#undef VALUES
+#undef VALUES_ARGUMENTS
+#undef LISTS
+#undef COST
+#undef BY_TYPE
 
 }  // namespace

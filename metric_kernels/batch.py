@@ -67,6 +67,14 @@ class Batch:
         batch.targets = batch.ref_labels = torch.arange(len(batch.anchors), device=self.x.device)
         return batch
 
+    def part(self, chosen: Tensor) -> Batch:
+        """The chosen points (B,) bool of a batch with itself, without its indices_tuple."""
+        batch = copy.copy(self)
+        batch.x = batch.y = self.x[chosen]
+        batch.labels = batch.targets = batch.ref_labels = self.labels[chosen]
+        batch.pairs, batch.listed = None, 0
+        return batch
+
     def numbers(self) -> tuple[Tensor, Tensor]:
         """How many positives and how many negatives each anchor has, (B,) int64."""
         ordered = self.ref_labels.sort().values

@@ -64,6 +64,13 @@ class Distance(torch.nn.Module):
             return self.metric.symmetric
         return any(self.is_a(kind) for kind in (LpDistance, DotProductSimilarity, CosineSimilarity))
 
+    def check_symmetric(self, of: str = "the call") -> None:
+        """Raises unless symmetric."""
+        if not self.symmetric:
+            raise ValueError(
+                f"distance: {of} expects a symmetric one, such as CosineSimilarity() or LpDistance(), got {type(self).__name__}"
+            )
+
     @property
     def sign(self) -> float:
         """+1 for a distance, -1 for a similarity: ``sign * v`` grows with dissimilarity."""

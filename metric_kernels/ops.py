@@ -177,8 +177,7 @@ def batch_all_quadruplet(
     """
     _one_of("negatives", negatives, NEGATIVES)
     batch, distance = Batch(embeddings, labels, None, None, None), _distance(distance)
-    if not distance.symmetric:
-        raise ValueError(f"distance: expected a symmetric one, such as LpDistance(), got {type(distance).__name__}")
+    distance.check_symmetric("batch_all_quadruplet")
     loss, active = evaluate(BatchAllQuadruplets(distance.sign, _number("margin", margin), negatives), batch, distance, backend)
     return HingeSum(loss[0], active[0], valid_quadruplets(batch.labels, negatives))
 
@@ -288,8 +287,8 @@ def row_stats(
     params = params or {}
     if missing := [name for stage in known.stages for name in stage.params if name not in params]:
         raise ValueError(f"params: expected a number for each of {', '.join(missing)}, got {sorted(params)}")
-    if known.two_sided and not batch.same and not distance.symmetric:
-        raise ValueError(f"distance: expected a symmetric one for this formula, got {type(distance).__name__}")
+    if known.two_sided and not batch.same:
+        distance.check_symmetric(f"{known.key} with a reference set")
     numbers = tuple(tuple(_number(f"params[{name!r}]", params[name]) for name in stage.params) for stage in known.stages)
     return rowstats.row_stats(rowstats.Call.of(known, numbers, distance, batch, backend))[0]
 

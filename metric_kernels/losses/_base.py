@@ -165,6 +165,24 @@ def whole_number(name: str, value: object) -> int:
     return number
 
 
+def check_unanchored(reducer: reducers.Reducer) -> None:
+    """Raises unless the reducer can do without an anchor and without a list of the losses."""
+    if reducer.plain is None:
+        raise ValueError(
+            "reducer: expected a mean or a sum of losses inside a window, since quadruplets have no anchor and are too many to "
+            f"list, got {type(reducer).__name__}"
+        )
+
+
+def check_unit_distance(loss: Loss) -> None:
+    """Raises unless the distance is the Euclidean one of normalised embeddings, which is at most 2."""
+    distance = loss.distance
+    if not (distance.is_a(distances.LpDistance) and distance.normalize_embeddings and distance.p == 2):
+        raise AssertionError(
+            f"distance: {type(loss).__name__} expects LpDistance(normalize_embeddings=True, p=2), got {distance}"
+        )
+
+
 def of_elements(reducer: reducers.Reducer) -> reducers.Reducer:
     """The reducer for losses that are not of pairs or triplets: there is nothing to average for each anchor."""
     return reducer.reducer if isinstance(reducer, reducers.PerAnchorReducer) else reducer

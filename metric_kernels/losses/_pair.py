@@ -84,13 +84,9 @@ class PairLoss(Loss):
         return self._reduce(values, reducer, batch)
 
     def _call(self, batch: Batch) -> Call:
-        call = Call.of(self.formula, self._params(), self.distance, batch, self.backend)
-        if self.formula.two_sided and not batch.same and not call.op.metric.symmetric:
-            raise ValueError(
-                f"distance: {type(self).__name__} with a reference set expects a symmetric one, "
-                f"got {type(self.distance).__name__}"
-            )
-        return call
+        if self.formula.two_sided and not batch.same and self.distance.metric is not None:
+            self.distance.check_symmetric(f"{type(self).__name__} with a reference set")
+        return Call.of(self.formula, self._params(), self.distance, batch, self.backend)
 
     def _epilogue(self, reducer: list[reducers.Reducer]) -> Epilogue | None:
         """What a backend needs to reduce by itself, or None if a reducer is not a plain sum or mean."""

@@ -9,8 +9,7 @@ from torch.nn.functional import pad
 from metric_kernels.binned import soft_histogram
 from metric_kernels.distances import LpDistance
 from metric_kernels.extremes import extremes_of
-from metric_kernels.losses._base import Loss, whole_number
-from metric_kernels.losses.fast_ap import check_normalized
+from metric_kernels.losses._base import Loss, check_unit_distance, whole_number
 from metric_kernels.ordered import BatchAllTriplets
 from metric_kernels.terms import evaluate
 from metric_kernels.triplets import Triplets
@@ -59,7 +58,7 @@ class DynamicSoftMarginLoss(Loss):
 
     def __init__(self, min_val: float = -2.0, num_bins: int = 10, momentum: float = 0.01, **kwargs):
         super().__init__(**kwargs)
-        check_normalized(self)
+        check_unit_distance(self)
         if not min_val < 0:
             raise ValueError(f"min_val: expected a number below 0, got {min_val}")
         if not 0 <= momentum <= 1:

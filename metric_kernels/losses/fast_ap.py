@@ -7,7 +7,7 @@ from torch import Tensor
 
 from metric_kernels.binned import PairHistogram
 from metric_kernels.distances import LpDistance
-from metric_kernels.losses._base import Loss, whole_number
+from metric_kernels.losses._base import Loss, check_unit_distance, whole_number
 from metric_kernels.terms import evaluate
 
 
@@ -44,7 +44,7 @@ class FastAPLoss(Loss):
 
     def __init__(self, num_bins: int = 10, **kwargs):
         super().__init__(**kwargs)
-        check_normalized(self)
+        check_unit_distance(self)
         self.num_bins = whole_number("num_bins", num_bins)
 
     def _evaluate(self, batch):
@@ -60,14 +60,6 @@ class FastAPLoss(Loss):
         number = batch.numbers()[0]
         losses = (1.0 - precision.sum(1) / number.clamp(min=1)) * _weights(batch)
         return self._anchors(losses, number > 0, batch)
-
-
-def check_normalized(loss: Loss) -> None:
-    distance = loss.distance
-    if not (distance.is_a(LpDistance) and distance.normalize_embeddings and distance.p == 2):
-        raise AssertionError(
-            f"distance: {type(loss).__name__} expects LpDistance(normalize_embeddings=True, p=2), got {distance}"
-        )
 
 
 def _weights(batch) -> Tensor | float:

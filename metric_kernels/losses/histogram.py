@@ -115,12 +115,14 @@ class HistogramLoss(Loss):
         if self.pairs == "all":
             return positive, negative
         lone = batch.numbers()[0] == 0
-        if torch.compiler.is_compiling() or lone.any():
+        if torch.compiler.is_compiling():
             # In one class, points without a positive have negatives among the others only.
             ordered = batch.labels.sort().values
             merged = copy.copy(batch)
             merged.targets = merged.ref_labels = torch.where(lone, -1, torch.searchsorted(ordered, batch.labels))
-            negative = self._of(merged)[1]
+            return positive, self._of(merged)[1]
+        if lone.sum() > 1:
+            negative = negative - self._of(batch.part(lone))[1]
         return positive, negative
 
     def _of(self, batch) -> tuple[Tensor, Tensor]:

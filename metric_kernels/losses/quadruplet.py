@@ -9,8 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from metric_kernels.distances import Distance, LpDistance
 from metric_kernels.language import Formula, count, stages_of, total
-from metric_kernels.losses._base import Loss
-from metric_kernels.losses.quadruplet_margin import check_quadruplets
+from metric_kernels.losses._base import Loss, check_unanchored
 from metric_kernels.rowstats import Call, row_stats
 from metric_kernels.tuples import Pairs, values
 from metric_kernels.windows import quadruplet_sums, triplet_sums
@@ -102,7 +101,8 @@ class QuadrupletLoss(Loss):
         margins = self._margins(self._gap(batch, distance)) if self.adaptive else self._fixed()
         first, second = self._reducers()
         for reducer in (first, second):
-            check_quadruplets(reducer, distance)
+            check_unanchored(reducer)
+        distance.check_symmetric(type(self).__name__)
         known = [float(m.detach()) if self.adaptive else m for m in margins]
         triplets = triplet_sums(first.window, "hinge", known[0], batch, distance, self.backend, summed=True)
         quadruplets = quadruplet_sums(second.window, known[1], "other_class", batch, distance, self.backend)

@@ -58,10 +58,8 @@ class QuadrupletLogSumExpLoss(Loss):
         self.scale = scale
 
     def _evaluate(self, batch):
-        if batch.same and not self.distance.symmetric:
-            raise ValueError(
-                f"distance: expected a symmetric one, such as CosineSimilarity(), got {type(self.distance).__name__}"
-            )
+        if batch.same:
+            self.distance.check_symmetric(type(self).__name__)
         if batch.pairs is not None:
             exponents = [side * self._values(batch, p) for side, p in zip((self.sign, -self.sign), batch.pairs)]
             halved = 0.0

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from metric_kernels.distances import LpDistance
-from metric_kernels.losses._base import Loss
+from metric_kernels.losses._base import Loss, check_unanchored
 from metric_kernels.ordered import NEGATIVES
 from metric_kernels.reducers import AvgNonZeroReducer
 from metric_kernels.windows import quadruplet_sums
@@ -52,18 +52,7 @@ class QuadrupletMarginLoss(Loss):
     def _evaluate(self, batch):
         self._refuse(batch, listed=True)
         (reducer,) = self._reducers()
-        distance = check_quadruplets(reducer, self.distance)
-        sums = quadruplet_sums(reducer.window, self._number("margin"), self.negatives, batch, distance, self.backend)
+        check_unanchored(reducer)
+        self.distance.check_symmetric(type(self).__name__)
+        sums = quadruplet_sums(reducer.window, self._number("margin"), self.negatives, batch, self.distance, self.backend)
         return reducer.of_pairs(sums.totals[None], sums.counts[None].double(), batch.labels)
-
-
-def check_quadruplets(reducer, distance):
-    """The distance, if both can be used for quadruplets, which have no anchor."""
-    if reducer.plain is None:
-        raise ValueError(
-            "reducer: expected a mean or a sum of losses inside a window, since quadruplets have no anchor and are too many to "
-            f"list, got {type(reducer).__name__}"
-        )
-    if not distance.symmetric:
-        raise ValueError(f"distance: expected a symmetric one, such as LpDistance(), got {type(distance).__name__}")
-    return distance

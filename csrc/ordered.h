@@ -15,8 +15,8 @@ namespace {
 constexpr int WIDTH = 512;
 constexpr int64_t MOST_BUCKETS = 1 << 16;
 
-// Lists of up to so many values are compared, longer ones looked up: where both take the same time is a matter of the lanes of a
-// vector register, see benchmarks/results/crossover.csv, whose program defines the limit to have each way alone.
+// How a list is searched depends on its length, and that on the lanes of a vector register: where two ways take the same time is
+// measured in benchmarks/results/crossover.csv, whose program defines the limits to have each way alone.
 #if defined(__AVX512F__)
 constexpr int64_t REGISTER = 64;
 #elif defined(__AVX2__)
@@ -27,13 +27,13 @@ constexpr int64_t REGISTER = 16;
 #ifdef DIRECT_UP_TO
 template <class T> constexpr int64_t direct_up_to = DIRECT_UP_TO;
 #else
-template <class T> constexpr int64_t direct_up_to = 3 * (REGISTER / int64_t(sizeof(T)));
+template <class T> constexpr int64_t direct_up_to = 2 * (REGISTER / int64_t(sizeof(T)));
 #endif
-// Gathering costs about as much as so many comparisons of every column.
+// With 8 values, comparing every column takes half as long as gathering if all are found to matter, and twice if few are.
 #ifdef DENSE_UP_TO
-constexpr int64_t dense_up_to = DENSE_UP_TO;
+template <class T> constexpr int64_t dense_up_to = DENSE_UP_TO;
 #else
-constexpr int64_t dense_up_to = 8;
+template <class T> constexpr int64_t dense_up_to = std::min<int64_t>(8, direct_up_to<T>);
 #endif
 constexpr int64_t ONE_THREAD_BELOW = 1 << 12;
 
@@ -181,7 +181,7 @@ template <class T> struct Current {
     if (below)
       for (int j = 0; j < active.number; ++j) ++with[active.above[j]];
   }
-  bool dense() const { return searched.length <= dense_up_to; }
+  bool dense() const { return searched.length <= dense_up_to<T>; }
 
   // Compares a very short list with every column of a chunk. Returns the sum of what is above each of them.
   double compare(const Chunk<T>& chunk, int32_t* above) {

@@ -315,7 +315,7 @@ def test_runs_have_names_of_their_own():
 def test_the_crossover_has_a_row_for_everything(monkeypatch, tmp_path):
     native = pytest.importorskip("metric_kernels._native")
     isa = native.isa()
-    monkeypatch.setattr(crossover, "build", lambda folder, limit: native)
+    monkeypatch.setattr(crossover, "build", lambda folder, *limits: native)
     monkeypatch.setattr(crossover, "LENGTHS", (4, 100))
     monkeypatch.setattr("sys.argv", ["crossover", "--results", str(tmp_path), "--seconds", "0.001"])
     try:
@@ -324,9 +324,9 @@ def test_the_crossover_has_a_row_for_everything(monkeypatch, tmp_path):
         native.use_isa(isa)
     with (tmp_path / "crossover.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    keys = [(row["isa"], row["dtype"], row["kernel"], row["length"]) for row in rows]
-    assert len(set(keys)) == len(keys) == len(native.isas()) * 2 * 2 * 2
-    assert all(float(row["direct_ns"]) > 0 and float(row["bisection_ns"]) > 0 and row["ordered_h"] for row in rows)
+    keys = [(row["isa"], row["dtype"], row["kernel"], row["length"], row["active"]) for row in rows]
+    assert len(set(keys)) == len(keys) == len(native.isas()) * 2 * 2 * 2 * 2
+    assert all(float(row[f"{way}_ns"]) > 0 and row["ordered_h"] for row in rows for way in crossover.WAYS)
 
 
 def test_timings_take_turns():

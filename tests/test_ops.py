@@ -218,18 +218,22 @@ def test_histograms(backend, kind, low, high, with_ref, per_anchor):
             check(ours, loops, [t for t in (x, ref) if t is not None], weights)
 
 
-@pytest.mark.parametrize("size", [2, 5, 64, 97, 300])
+@pytest.mark.parametrize("size", [2, 5, 9, 10, 24, 64, 97, 300])
 def test_long_and_short_lists_agree(size):
     """Positives are compared one by one where there are few, and found by bisection where there are many."""
-    x, labels = embeddings(600, 8), torch.arange(600) // size
-    for run in (lambda: ops.batch_all_triplet(x, labels), lambda: ops.batch_all_quadruplet(x, labels)):
-        with use_backend("reference"):
-            expected = run()
+    x, labels = embeddings(600, 8).requires_grad_(), torch.arange(600) // size
+
+    def run(op, backend):
+        found = op(x, labels, backend=backend)
+        return found, *torch.autograd.grad(found.loss.sum(), x)
+
+    for op in (ops.batch_all_triplet, ops.batch_all_quadruplet):
+        expected, expected_grad = run(op, "reference")
         for name in COMPILED:
-            with use_backend(name):
-                found = run()
+            found, grad = run(op, name)
             assert torch.equal(found.active, expected.active) and torch.equal(found.valid, expected.valid)
             torch.testing.assert_close(found.loss, expected.loss)
+            torch.testing.assert_close(grad, expected_grad)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

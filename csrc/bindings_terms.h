@@ -163,7 +163,8 @@ void nearest(const Terms& terms, const ValuesArguments& a, double sign, const py
 }
 
 Nodes checked_nodes(double low, double step, int64_t number, int64_t histograms, int64_t m) {
-  if (!(step > 0) || !std::isfinite(step)) throw py::value_error("step: expected a positive number, got " + std::to_string(step));
+  if (!(step > 0) || !std::isfinite(step))
+    throw py::value_error("step: expected a positive number, got " + std::to_string(step));
   if (!std::isfinite(low)) throw py::value_error("low: expected a finite number, got " + std::to_string(low));
   if (number < 2 || number > (1 << 24)) throw py::value_error("nodes: expected 2 to 2**24, got " + std::to_string(number));
   if (histograms != 1 && histograms != m)
@@ -176,7 +177,8 @@ template <class T>
 void histogram(const Terms& terms, const ValuesArguments& a, double low, double step, int bits, py::array& out,
                py::array& spoiled) {
   const Values<T> tile = checked<T>(a);
-  if (out.ndim() != 2 || out.shape(1) % 2) throw py::value_error("out: expected shape (histograms, 2 * nodes), got " + shape_of(out));
+  if (out.ndim() != 2 || out.shape(1) % 2)
+    throw py::value_error("out: expected shape (histograms, 2 * nodes), got " + shape_of(out));
   const Nodes nodes = checked_nodes(low, step, out.shape(1) / 2, out.shape(0), tile.m);
   if (bits < 1 || bits > 50) throw py::value_error("bits: expected 1 to 50, got " + std::to_string(bits));
   int64_t* shares = whole<int64_t>("out", out, out.shape(0), out.shape(1));

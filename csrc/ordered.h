@@ -15,8 +15,8 @@ namespace {
 constexpr int WIDTH = 512;
 constexpr int64_t MOST_BUCKETS = 1 << 16;
 
-// How a list is searched depends on its length, and that on the lanes of a vector register: where two ways take the same time is
-// measured in benchmarks/results/crossover.csv, whose program defines the limits to have each way alone.
+// How a list is searched depends on its length, and the limits on the lanes of a vector register: where two ways take the same
+// time is measured in benchmarks/results/crossover.csv, whose program defines the limits to have each way alone.
 #if defined(__AVX512F__)
 constexpr int64_t REGISTER = 64;
 #elif defined(__AVX2__)
@@ -388,12 +388,18 @@ void sum_grads(const Values<T>& tile, T sign, const Lists<T>& lists, T margin, C
 // How many positives a row has that has most of them.
 template <class T> int64_t most_positives(const Values<T>& tile) {
   int64_t most = 0;
-#pragma omp parallel for schedule(static) num_threads(tile.threads) reduction(max : most) if (tile.m * tile.n >= ONE_THREAD_BELOW)
-  for (int64_t i = 0; i < tile.m; ++i) {
-    const int64_t label = tile.labels[i];
-    int64_t number = 0;
-    for (int64_t j = 0; j < tile.n; ++j) number += tile.ref_labels[j] == label;
-    most = std::max(most, number - int64_t(tile.diagonal >= 0));
+#pragma omp parallel num_threads(tile.threads) if (tile.m * tile.n >= ONE_THREAD_BELOW)
+  {
+    int64_t mine = 0;
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < tile.m; ++i) {
+      const int64_t label = tile.labels[i];
+      int64_t number = 0;
+      for (int64_t j = 0; j < tile.n; ++j) number += tile.ref_labels[j] == label;
+      mine = std::max(mine, number - int64_t(tile.diagonal >= 0));
+    }
+#pragma omp critical
+    most = std::max(most, mine);
   }
   return most;
 }
@@ -426,31 +432,85 @@ template <class T> void positives(const Values<T>& tile, T sign, int64_t length,
   }
 }
 
+// The smallest u of a row's negatives beyond t, and the first column that has it, or -1. Negatives that are NaN are nowhere.
+template <class T> inline int64_t first_beyond(const Values<T>& tile, int64_t i, T sign, T t) {
+  constexpr int64_t group = 16;
+  const T* v = tile.v + i * tile.stride;
+  const int64_t label = tile.labels[i];
+  const T none = std::numeric_limits<T>::infinity();
+  T lane[group];
+  for (T& best : lane) best = none;
+  int64_t last = 0;
+  for (; last + group <= tile.n; last += group)
+    for (int64_t l = 0; l < group; ++l) {
+      const T u = sign * v[last + l];
+      const bool beyond = (tile.ref_labels[last + l] != label) & (u > t);
+      lane[l] = beyond & (u < lane[l]) ? u : lane[l];
+    }
+  T best = none;
+  for (; last < tile.n; ++last) {
+    const T u = sign * v[last];
+    if (tile.ref_labels[last] != label && u > t && u < best) best = u;
+  }
+  for (const T other : lane) best = other < best ? other : best;
+  for (int64_t j0 = 0; j0 < tile.n; j0 += group) {
+    const int64_t end = std::min(j0 + group, tile.n);
+    int64_t any = 0;
+    for (int64_t j = j0; j < end; ++j) any += sign * v[j] == best;
+    for (int64_t j = j0; any && j < end; ++j)
+      if (sign * v[j] == best && best > t && tile.ref_labels[j] != label) return j;
+  }
+  return -1;
+}
+
+// The same for every value of a list; returns how many have none.
+template <class T>
+inline int64_t nearest_in_gaps(const Values<T>& tile, int64_t i, T sign, const T* list, int64_t length, int64_t* out) {
+  const T* v = tile.v + i * tile.stride;
+  // The nearest negative among those with exactly k + 1 values of the list before them, then among those with more.
+  std::fill(out, out + length, int64_t(-1));
+  for (int64_t j = 0; j < tile.n; ++j) {
+    if (tile.ref_labels[j] == tile.labels[i]) continue;
+    const T u = sign * v[j];
+    const int64_t before = std::lower_bound(list, list + length, u) - list;
+    if (before && (out[before - 1] < 0 || u < sign * v[out[before - 1]])) out[before - 1] = j;
+  }
+  int64_t best = -1, missing = 0;
+  for (int64_t k = length - 1; k >= 0; --k) {
+    if (out[k] >= 0) {
+      const T u = sign * v[out[k]], top = best < 0 ? u : sign * v[best];
+      if (best < 0 || u < top || (u == top && out[k] < best)) best = out[k];
+    }
+    out[k] = best;
+    missing += best < 0;
+  }
+  return missing;
+}
+
+// The first of the farthest negatives of a row, or -1.
+template <class T> inline int64_t farthest_negative(const Values<T>& tile, int64_t i, T sign) {
+  const T* v = tile.v + i * tile.stride;
+  int64_t found = -1;
+  for (int64_t j = 0; j < tile.n; ++j)
+    if (tile.ref_labels[j] != tile.labels[i] && (found < 0 || sign * v[j] > sign * v[found])) found = j;
+  return found;
+}
+
 template <class T> void nearest(const Values<T>& tile, T sign, const Lists<T>& lists, int64_t* columns) {
   const int64_t length = lists.length;
 #pragma omp parallel for schedule(static) num_threads(tile.threads) if (tile.m * tile.n >= ONE_THREAD_BELOW)
   for (int64_t i = 0; i < tile.m; ++i) {
     const T* list = lists.values + i * lists.stride;
-    const T* v = tile.v + i * tile.stride;
     int64_t* out = columns + i * length;
-    // The nearest negative among those with exactly k + 1 values of the list before them, then among those with more.
-    std::fill(out, out + length, int64_t(-1));
-    int64_t farthest = -1;
-    for (int64_t j = 0; j < tile.n; ++j) {
-      if (tile.ref_labels[j] == tile.labels[i]) continue;
-      const T u = sign * v[j];
-      if (farthest < 0 || u > sign * v[farthest]) farthest = j;
-      const int64_t before = std::lower_bound(list, list + length, u) - list;
-      if (before && (out[before - 1] < 0 || u < sign * v[out[before - 1]])) out[before - 1] = j;
+    int64_t missing = 0;
+    if (length <= dense_up_to<T>) {
+      for (int64_t k = 0; k < length; ++k) missing += (out[k] = first_beyond(tile, i, sign, list[k])) < 0;
+    } else {
+      missing = nearest_in_gaps(tile, i, sign, list, length, out);
     }
-    int64_t best = -1;
-    for (int64_t k = length - 1; k >= 0; --k) {
-      if (out[k] >= 0) {
-        const T u = sign * v[out[k]], top = best < 0 ? u : sign * v[best];
-        if (best < 0 || u < top || (u == top && out[k] < best)) best = out[k];
-      }
-      out[k] = best < 0 ? farthest : best;
-    }
+    if (!missing) continue;
+    const int64_t farthest = farthest_negative(tile, i, sign);
+    for (int64_t k = 0; k < length; ++k) out[k] = out[k] < 0 ? farthest : out[k];
   }
 }
 

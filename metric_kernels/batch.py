@@ -60,7 +60,7 @@ class Batch:
         """The batch in which each anchor, a row of ``pairs[0]``, matches its positive in ``pairs[1]`` and no other."""
         batch = copy.copy(self)
         rows = self.x.index_select(0, pairs.flatten()).unflatten(0, pairs.shape)
-        batch.x, batch.y = rows[0], rows[1]  # unpacked at once, autocast would meddle with their gradients
+        batch.x, batch.y = rows.unbind(0)
         batch.same, batch.exclude_self, batch.pairs = False, False, None
         batch.anchors = pairs[0]
         batch.labels = self.labels.index_select(0, batch.anchors)

@@ -86,7 +86,6 @@ def _pairs(batch) -> tuple[torch.Tensor, torch.Tensor]:
         labels, order = torch.sort(batch.labels[pairs[0]], stable=True)
         return pairs[:, order], labels.diff(prepend=labels[:1] - 1) != 0
     labels, order = torch.sort(batch.labels, stable=True)
-    continues = labels[1:] == labels[:-1]
-    first = continues.clone()
-    first[1:] &= ~continues[:-1]
+    first = labels[1:] == labels[:-1]
+    first[1:] &= labels[2:] != labels[:-2]
     return torch.stack((order[:-1], order[1:])), first

@@ -57,6 +57,8 @@ VARIANTS = {
 
 OVER_TRIPLETS = ["TripletMarginLoss", "BatchHardTripletLoss", "SemiHardTripletLoss", "MarginLoss"]
 WITH_REF = [*OVER_TRIPLETS, "DynamicSoftMarginLoss"]
+# Those that pytorch-metric-learning has too.
+PEERS = ["TripletMarginLoss", "MarginLoss", "HistogramLoss", "FastAPLoss", "DynamicSoftMarginLoss"]
 # Each variant of each loss, for tests of (name, params).
 CASES = [
     pytest.param(name, {**PARAMS[name], **variant}, id="-".join([name, *map(str, variant.values())]))

@@ -202,6 +202,7 @@ MISTAKES = {
 }
 
 
+@IGNORE_INDEXING
 @pytest.mark.parametrize("mistake, name", [(mistake, name) for mistake, (names, _) in MISTAKES.items() for name in names])
 def test_the_same_errors(mistake, name):
     _, call = MISTAKES[mistake]

@@ -36,9 +36,9 @@ class DynamicSoftMarginLoss(Loss):
             reducer changes), and the others of :class:`~metric_kernels.losses.Loss`.
 
     Without ``labels`` and ``indices_tuple``, row i of ``ref_emb`` is the positive of row i of ``embeddings``, and its negative
-    the nearest of the other pairs on either side. The histogram is the buffer ``histogram`` (num_bins + 1,), part of ``state_dict``, and changes
-    in training mode only. Triplets in ``indices_tuple`` are taken as they are; of pairs, every positive pair is joined with
-    every negative pair of its anchor. Without triplets the loss is 0. The value can be negative.
+    the nearest of the other pairs on either side. The histogram is the buffer ``histogram`` (num_bins + 1,), part of
+    ``state_dict``, and changes in training mode only. Triplets in ``indices_tuple`` are taken as they are; of pairs, every
+    positive pair is joined with every negative pair of its anchor. Without triplets the loss is 0. The value can be negative.
 
     Raises:
         AssertionError: another distance, as in pytorch-metric-learning.

@@ -7,8 +7,8 @@ import pickle
 
 import pytest
 import torch
-from cases import ALL_LOSSES, PARAMS, TERM_LOSSES, embeddings, unbalanced_labels
-from term_cases import PARAMS as TERM_PARAMS
+from cases import ALL_LOSSES, TERM_LOSSES, embeddings, unbalanced_labels
+from term_cases import ALL_PARAMS
 
 from metric_kernels import distances, losses, reducers
 
@@ -17,7 +17,7 @@ STATELESS = [name for name in ALL_LOSSES if name != "DynamicSoftMarginLoss"]
 
 
 def configured(name):
-    return getattr(losses, name)(**{**PARAMS, **TERM_PARAMS}[name], reducer=reducers.ThresholdReducer(low=0.1))
+    return getattr(losses, name)(**ALL_PARAMS[name], reducer=reducers.ThresholdReducer(low=0.1))
 
 
 def saved_and_loaded(loss):

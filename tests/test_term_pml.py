@@ -3,7 +3,7 @@
 import pytest
 import torch
 from accuracy import assert_accurate
-from cases import TERM_BACKENDS, embeddings, listed_pairs, unbalanced_labels, value_and_grads
+from cases import SLOW_NUMBA, embeddings, listed_pairs, unbalanced_labels, value_and_grads
 from pytorch_metric_learning import distances as peer_distances
 from pytorch_metric_learning import losses as peer_losses
 from term_cases import PEERS
@@ -57,7 +57,7 @@ def test_constructor(name):
 
 @IGNORE_INDEXING
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("backend", TERM_BACKENDS)
+@pytest.mark.parametrize("backend", SLOW_NUMBA)
 @PEER_OPTIONS
 def test_batch(name, options, backend, size):
     labels = labels_of(size)
@@ -157,7 +157,7 @@ KINDS = {
 DYNAMIC_LABELS = unbalanced_labels(20)
 
 
-@pytest.mark.parametrize("backend", TERM_BACKENDS)
+@pytest.mark.parametrize("backend", SLOW_NUMBA)
 @pytest.mark.parametrize("kind", KINDS)
 def test_dynamic_soft_margin(kind, backend):
     """Value of the peer in three steps, each of which has a gradient: that of its loss with a constant histogram."""

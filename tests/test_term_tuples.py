@@ -3,7 +3,7 @@
 import pytest
 import torch
 from accuracy import assert_accurate
-from cases import TERM_BACKENDS, embeddings, listed_pairs, unbalanced_labels, value_and_grads
+from cases import SLOW_NUMBA, embeddings, listed_pairs, unbalanced_labels, value_and_grads
 from term_cases import CASES, PARAMS, build, oracle
 from term_truth import LOOPS, check, known, shapes
 from test_term_oracles import some_triplets
@@ -92,7 +92,7 @@ def test_pairs_of_a_smooth_maximum(distance, with_ref, way):
 
 
 @pytest.mark.parametrize("same_labels", [True, False], ids=["two_views", "reference"])
-@pytest.mark.parametrize("backend", TERM_BACKENDS)
+@pytest.mark.parametrize("backend", SLOW_NUMBA)
 def test_a_smooth_maximum_with_a_reference_set(backend, same_labels):
     """Both (i, j) and (j, i) count, which are not the same pair; of two views of a batch, a point is no positive of itself."""
     ref_labels = LABELS if same_labels else REF_LABELS

@@ -10,18 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from accuracy import assert_accurate
-from cases import (
-    ALL_LOSSES,
-    BACKENDS,
-    PARAMS,
-    QUICK_BACKENDS,
-    SELF_AND_REF,
-    TERM_LOSSES,
-    embeddings,
-    on_backends,
-    unbalanced_labels,
-    value_and_grads,
-)
+from cases import ALL_LOSSES, BACKENDS, QUICK_BACKENDS, TERM_LOSSES, embeddings, unbalanced_labels, value_and_grads
+from term_cases import ALL_PARAMS, ALL_SELF_AND_REF
 
 import metric_kernels
 from metric_kernels import losses, use_workspace, workspace
@@ -49,13 +39,13 @@ def assert_same(actual, expected):
 
 @pytest.mark.parametrize("size", [0, ROWS * ROWS], ids=["nothing", "a_quarter"])
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name, with_ref", SELF_AND_REF)
+@pytest.mark.parametrize("name, with_ref", ALL_SELF_AND_REF)
 def test_recomputed_is_kept(name, with_ref, backend, size):
     dtype = torch.float32 if backend == "numba" else torch.float64
     # Products of fewer rows may be rounded differently, and the exponents of the defaults would magnify that.
-    expected = run(name, with_ref, dtype, backend=backend, **PARAMS[name])
+    expected = run(name, with_ref, dtype, backend=backend, **ALL_PARAMS[name])
     with use_workspace(size):
-        actual = run(name, with_ref, dtype, backend=backend, **PARAMS[name])
+        actual = run(name, with_ref, dtype, backend=backend, **ALL_PARAMS[name])
     assert_same(actual, expected)
 
 
@@ -68,7 +58,8 @@ def test_recomputed_is_kept_where_norms_have_gradients(backend, distance):
 
 
 @pytest.mark.parametrize("size", [0, 256 * MIB], ids=["recomputed", "kept"])
-@pytest.mark.parametrize("name, backend", on_backends(ALL_LOSSES, QUICK_BACKENDS))
+@pytest.mark.parametrize("backend", QUICK_BACKENDS)
+@pytest.mark.parametrize("name", ALL_LOSSES)
 def test_second_backward(name, backend, size):
     x = embeddings(ROWS, 24).requires_grad_()
     with use_workspace(size):
@@ -218,7 +209,8 @@ def test_a_loss_that_lives_on_holds_no_tensors(name, size):
     assert all(t is x or t is x.grad for t in held) and loss.isfinite()
 
 
-@pytest.mark.parametrize("name, backend", on_backends(ALL_LOSSES, QUICK_BACKENDS))
+@pytest.mark.parametrize("backend", QUICK_BACKENDS)
+@pytest.mark.parametrize("name", ALL_LOSSES)
 def test_a_second_backward_pass(name, backend):
     x, labels = embeddings(24, 8).requires_grad_(), torch.arange(24) // 4
     loss = getattr(losses, name)(backend=backend)(x, labels)

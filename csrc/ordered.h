@@ -396,7 +396,8 @@ template <class T> int64_t most_positives(const Values<T>& tile) {
       const int64_t label = tile.labels[i];
       int64_t number = 0;
       for (int64_t j = 0; j < tile.n; ++j) number += tile.ref_labels[j] == label;
-      mine = std::max(mine, number - int64_t(tile.diagonal >= 0));
+      if (tile.diagonal >= 0) number -= tile.ref_labels[tile.diagonal + i] == label;
+      mine = std::max(mine, number);
     }
 #pragma omp critical
     most = std::max(most, mine);

@@ -55,11 +55,11 @@ def reason_against(name: str) -> str | None:
         return str(error)
 
 
-def backend_params(*names: str) -> list:
+def backend_params(*names: str, marks: tuple = ()) -> list:
     """Parameters of a test, skipped with their reason where a backend is not usable."""
     reasons = {name: reason_against(name) for name in names}
     return [
-        pytest.param(name, marks=pytest.mark.skipif(reason is not None, reason=f"{name}: {reason}"))
+        pytest.param(name, marks=[pytest.mark.skipif(reason is not None, reason=f"{name}: {reason}"), *marks], id=name)
         for name, reason in reasons.items()
     ]
 
@@ -67,17 +67,8 @@ def backend_params(*names: str) -> list:
 # Numba takes seconds to compile a formula for a metric and a type: it takes part in float32 on the default metric.
 BACKENDS = backend_params("native", "reference", "numba")
 QUICK_BACKENDS = backend_params("native", "reference")
-# Those that have kernels for triplets, quadruplets and histograms.
-TERM_BACKENDS = backend_params("native", "reference")
-
-
-def on_backends(names: list[str], pair_backends: list) -> list:
-    """Parameters of a test of (name, backend), for losses of either kind."""
-    return [
-        pytest.param(name, *backend.values, id=f"{name}-{backend.values[0]}", marks=backend.marks)
-        for name in names
-        for backend in (pair_backends if name in LOSSES else TERM_BACKENDS)
-    ]
+# Where it has to compile more than that, it runs with the slow sweeps.
+SLOW_NUMBA = [*QUICK_BACKENDS, *backend_params("numba", marks=(pytest.mark.slow,))]
 
 
 def embeddings(size: int, dim: int = 6, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

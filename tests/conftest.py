@@ -31,6 +31,14 @@ def threads():
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def float64_by_default():
+    """For the histograms of pytorch-metric-learning, which multiply integers by a width of the default type."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _poisoned_memory():
     """Fresh memory holds NaN and the largest integers, so that an output that nobody wrote cannot pass.

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from cases import PARAMS as PAIR_PARAMS
+from cases import SELF_AND_REF
 from hypothesis import strategies as st
 from oracles import TERM_ORACLES
 
@@ -57,6 +59,16 @@ VARIANTS = {
 
 OVER_TRIPLETS = ["TripletMarginLoss", "BatchHardTripletLoss", "SemiHardTripletLoss", "MarginLoss"]
 WITH_REF = [*OVER_TRIPLETS, "DynamicSoftMarginLoss"]
+# Each loss of any kind with and without a reference set, and its arguments, for tests of (name, with_ref).
+ALL_SELF_AND_REF = SELF_AND_REF + [
+    pytest.param(name, with_ref, id=f"{name}-{'reference' if with_ref else 'self'}")
+    for name in PARAMS
+    for with_ref in (False, True)
+    if name in WITH_REF or not with_ref
+]
+ALL_PARAMS = {**PAIR_PARAMS, **PARAMS}
+# Those that pytorch-metric-learning has too.
+PEERS = ["TripletMarginLoss", "MarginLoss", "HistogramLoss", "FastAPLoss", "DynamicSoftMarginLoss"]
 # Each variant of each loss, for tests of (name, params).
 CASES = [
     pytest.param(name, {**PARAMS[name], **variant}, id="-".join([name, *map(str, variant.values())]))

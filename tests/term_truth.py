@@ -6,26 +6,29 @@ import pytest
 import torch
 from accuracy import assert_accurate
 from cases import LAYOUTS, embeddings, value_and_grads
-from term_cases import build, takes_ref
+from term_cases import PARAMS, VARIANTS, build, takes_ref
 from term_dense import dense
 
 # Rows, columns of a reference set or None, and the layout of the labels: small enough for the loops of the oracles.
+# No triplet and no pair of these is so near to a kink that float32 might take it for one beyond.
 LOOPS = [(14, None, "unbalanced"), (14, 9, "unbalanced")]
 
 
 def shapes(names_and_params, found):
     """Those cases with those of the shapes that their loss takes."""
     return [
-        pytest.param(*case.values, shape, id=f"{case.id}-{'x'.join(map(str, shape))}", marks=slow_if(swaps_many(case, shape)))
+        pytest.param(*case.values, shape, id=f"{case.id}-{'x'.join(map(str, shape))}", marks=slow_if(takes_long(case, shape)))
         for case in names_and_params
         for shape in found
         if shape[1] is None or takes_ref(*case.values[:2])
     ]
 
 
-def swaps_many(case, shape):
-    """Swapped triplets take a matrix product for each positive of an anchor."""
-    return case.values[1].get("swap") and shape[2] == "halves"
+def takes_long(case, shape):
+    """Plain formulas of many rows take seconds; the first variant of each loss on some is enough for every run."""
+    name, params = case.values[:2]
+    rows = max(shape[0], shape[1] or 0)
+    return rows > 200 or rows > 100 and params != {**PARAMS[name], **VARIANTS[name][0]}
 
 
 def slow_if(condition):

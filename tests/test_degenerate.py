@@ -6,19 +6,32 @@ import pytest
 import torch
 from accuracy import BUDGET, assert_accurate, assert_accurate_where_terms_cancel
 from cases import (
+    ALL_LOSSES,
     BACKENDS,
     LOSSES,
     PARAMS,
     QUICK_BACKENDS,
-    SELF_AND_REF,
+    TERM_LOSSES,
     WITH_REF,
     embeddings,
     unbalanced_labels,
     value_and_grads,
 )
 from oracles import ORACLES
+from term_cases import ALL_SELF_AND_REF
+from term_cases import PARAMS as TERM_PARAMS
+from term_cases import WITH_REF as TERM_WITH_REF
+from term_cases import oracle as term_oracle
 
 from metric_kernels import distances, losses
+
+ALL_WITH_REF = WITH_REF + TERM_WITH_REF
+
+
+def exact_loss(name, *args, **options):
+    """The oracle of a loss of either kind."""
+    return ORACLES[name](*args, **options) if name in ORACLES else term_oracle(name, *args, **options)
+
 
 PAIRED = [0, 0, 1, 1, 2, 2]
 X = embeddings(6, 4)
@@ -55,23 +68,23 @@ NOTHING = {
 }
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", FINITE)
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ALL_LOSSES)
 def test_finite(name, case, backend):
     x, labels = FINITE[case][0].float(), torch.tensor(FINITE[case][1])
-    # A zero row is at distance 1 of all others, the default margin: rounding would decide whether it counts.
-    options = PARAMS[name] if name == "ContrastiveLoss" else {}
+    # A zero row is at distance 1 of all others, a default margin: rounding would decide whether it counts.
+    options = PARAMS[name] if name == "ContrastiveLoss" else TERM_PARAMS.get(name, {})
     value, (grad,) = value_and_grads(lambda x: getattr(losses, name)(**options, backend=backend)(x, labels), x)
-    exact, (exact_grad,) = value_and_grads(lambda x: ORACLES[name](x, labels, **options), x.double())
+    exact, (exact_grad,) = value_and_grads(lambda x: exact_loss(name, x, labels, **options), x.double())
     assert value.isfinite() and grad.isfinite().all()
     within = CIRCLE_BUDGET if name == "CircleLoss" else None
     assert_accurate_where_terms_cancel(value, exact, (x,), (grad,), (exact_grad,), within)
 
 
-@pytest.mark.parametrize("backend", QUICK_BACKENDS)
 @pytest.mark.parametrize("case", NOTHING)
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("backend", QUICK_BACKENDS)
+@pytest.mark.parametrize("name", ALL_LOSSES)
 def test_nothing_to_compare(name, case, backend):
     x, labels = NOTHING[case][0], torch.tensor(NOTHING[case][1], dtype=torch.int64)
     value, (grad,) = value_and_grads(lambda x: getattr(losses, name)(backend=backend)(x, labels), x)
@@ -79,7 +92,7 @@ def test_nothing_to_compare(name, case, backend):
 
 
 @pytest.mark.parametrize("rows, columns, dim", [(0, 4, 3), (4, 0, 3), (0, 0, 3), (4, 5, 0)], ids=str)
-@pytest.mark.parametrize("name", WITH_REF)
+@pytest.mark.parametrize("name", ALL_WITH_REF)
 def test_empty_reference_set_or_batch(name, rows, columns, dim):
     labels = torch.arange(rows), torch.arange(columns)
     value, grads = value_and_grads(
@@ -91,19 +104,20 @@ def test_empty_reference_set_or_batch(name, rows, columns, dim):
 
 
 @pytest.mark.parametrize("labels", [[0, 1, 2], [3, 4, 5]], ids=["some", "none"])
-@pytest.mark.parametrize("name", WITH_REF)
+@pytest.mark.parametrize("name", ALL_WITH_REF)
 def test_a_reference_set_without_positives(name, labels):
     x, ref, ref_labels = embeddings(3), embeddings(4, seed=1), torch.tensor([0, 0, 6, 6])
     labels = torch.tensor(labels)
-    value, grads = value_and_grads(lambda x, ref: getattr(losses, name)()(x, labels, None, ref, ref_labels), x, ref)
-    exact, exact_grads = value_and_grads(lambda x, ref: ORACLES[name](x, labels, ref, ref_labels), x, ref)
+    loss, options = getattr(losses, name), TERM_PARAMS.get(name, {})
+    value, grads = value_and_grads(lambda x, ref: loss(**options)(x, labels, None, ref, ref_labels), x, ref)
+    exact, exact_grads = value_and_grads(lambda x, ref: exact_loss(name, x, labels, ref, ref_labels, **options), x, ref)
     assert_accurate(value, exact)
     for grad, exact_grad in zip(grads, exact_grads, strict=True):
         assert_accurate(grad, exact_grad)
 
 
 # A singleton takes no part in N-pairs.
-TAKES_PART = [(name, row) for name in LOSSES for row in (1, 6) if name != "NPairsLoss" or row == 1]
+TAKES_PART = [(name, row) for name in ALL_LOSSES for row in (1, 6) if name != "NPairsLoss" or row == 1]
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf], ids=str)
@@ -117,7 +131,17 @@ def test_what_is_not_finite_reaches_the_loss(name, row, backend, wrong):
     assert not grad.isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["ContrastiveLoss", "MultiSimilarityLoss", "SupConLoss", "NTXentLoss"])
+@pytest.mark.parametrize("labels", [[0] * 6, [0, 1, 2, 3, 4, 5], [0, 0, 1, 2, 3, 4]], ids=["one_class", "different", "pair"])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", TERM_LOSSES)
+def test_nan_reaches_the_loss_without_tuples(name, backend, labels):
+    x = embeddings(6, 4, dtype=torch.float32)
+    x[4, 2] = math.nan
+    value, (grad,) = value_and_grads(lambda x: getattr(losses, name)(backend=backend)(x, torch.tensor(labels)), x)
+    assert value.isnan() and grad.isnan().any()
+
+
+@pytest.mark.parametrize("name", ["ContrastiveLoss", "MultiSimilarityLoss", "SupConLoss", "NTXentLoss", "TripletMarginLoss"])
 @pytest.mark.parametrize("distance", [distances.LpDistance, distances.DotProductSimilarity, distances.SNRDistance])
 @pytest.mark.parametrize("backend", QUICK_BACKENDS)
 def test_nan_reaches_the_loss_without_normalisation(backend, distance, name):
@@ -127,13 +151,14 @@ def test_nan_reaches_the_loss_without_normalisation(backend, distance, name):
     assert loss(x, torch.tensor(PAIRED)).isnan()
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", ALL_LOSSES)
 def test_half_precision_beyond_its_squares(name):
     """The squared norm of these rows overflows float16."""
     x = 1000 * embeddings(6, 16, dtype=torch.float16)
     labels = torch.tensor(PAIRED)
-    value, (grad,) = value_and_grads(lambda x: getattr(losses, name)()(x, labels), x)
-    exact, (exact_grad,) = value_and_grads(lambda x: ORACLES[name](x, labels), x.double())
+    options = TERM_PARAMS.get(name, {})
+    value, (grad,) = value_and_grads(lambda x: getattr(losses, name)(**options)(x, labels), x)
+    exact, (exact_grad,) = value_and_grads(lambda x: exact_loss(name, x, labels, **options), x.double())
     assert_accurate(value, exact)
     assert_accurate(grad, exact_grad)
 
@@ -160,8 +185,8 @@ LABELS = {
 }
 
 
-# What is the same for all losses is tested with one, and with N-pairs, which picks its rows first.
-EXAMPLES = ["ContrastiveLoss", "NPairsLoss"]
+# What is the same for all losses is tested with one of each kind, and with N-pairs, which picks its rows first.
+EXAMPLES = ["ContrastiveLoss", "NPairsLoss", "TripletMarginLoss", "QuadrupletMarginLoss", "HistogramLoss"]
 
 
 @pytest.mark.parametrize("labels", LABELS)
@@ -230,16 +255,20 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-@pytest.mark.parametrize("name", ["ContrastiveLoss", "SupConLoss"])
+@pytest.mark.parametrize("name", ["ContrastiveLoss", "SupConLoss", "TripletMarginLoss", "BatchHardTripletLoss"])
 def test_wrong_arguments(name, case):
     arguments, error, message = WRONG[case]
     with pytest.raises(error, match=message):
         getattr(losses, name)()(*arguments)
 
 
-def test_n_pairs_refuses_a_reference_set():
-    with pytest.raises(ValueError, match="ref_emb is not supported for NPairsLoss"):
-        losses.NPairsLoss()(X, GOOD, ref_emb=X.clone(), ref_labels=GOOD.clone())
+NO_REF = [name for name in ALL_LOSSES if name not in [*ALL_WITH_REF, "QuadrupletLogSumExpLoss"]]
+
+
+@pytest.mark.parametrize("name", NO_REF)
+def test_a_reference_set_is_refused(name):
+    with pytest.raises(ValueError, match=f"ref_emb is not supported for {name}"):
+        getattr(losses, name)()(X, GOOD, ref_emb=X.clone(), ref_labels=GOOD.clone())
 
 
 STRIDED = {
@@ -270,25 +299,25 @@ def test_strides_of_labels_and_of_the_reference_set():
     assert all(map(torch.equal, same_grads, grads))
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", ALL_LOSSES)
 def test_an_expanded_row(name):
     """All rows are one: its gradient is the sum over them."""
     labels = torch.tensor(PAIRED)
-    loss = getattr(losses, name)()
+    loss = getattr(losses, name)(**TERM_PARAMS.get(name, {}))
     value, (grad,) = value_and_grads(lambda row: loss(row.expand(6, -1), labels), X[:1].float())
-    exact, _ = value_and_grads(lambda row: ORACLES[name](row.expand(6, -1), labels), X[:1])
+    exact, _ = value_and_grads(lambda row: exact_loss(name, row.expand(6, -1), labels, **TERM_PARAMS.get(name, {})), X[:1])
     torch.testing.assert_close(value.double(), exact, rtol=1e-6, atol=1e-6)
     assert grad.shape == (1, 4) and grad.abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=["no_grad", "inference_mode"])
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", ALL_LOSSES)
 def test_without_gradients(name, backend, mode):
     x, labels, loss = (
         embeddings(9, 5, dtype=torch.float32),
         unbalanced_labels(9),
-        getattr(losses, name)(backend=backend),
+        getattr(losses, name)(backend=backend).eval(),
     )
     expected = loss(x.clone().requires_grad_(), labels)
     with mode():
@@ -335,22 +364,22 @@ def test_autocast_of_listed_pairs(name):
 
 
 @pytest.mark.parametrize("backend", QUICK_BACKENDS)
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", ALL_LOSSES)
 def test_a_penalty_on_the_gradient_raises(name, backend):
     """Without a second derivative its share of the gradient would silently be missing."""
     x = embeddings(9, 5).requires_grad_()
     value = getattr(losses, name)(backend=backend)(x, unbalanced_labels(9))
     (grad,) = torch.autograd.grad(value, x, create_graph=True)
-    with pytest.raises(RuntimeError, match="twice|second derivative"):
+    with pytest.raises(RuntimeError, match="twice|second derivative|first derivatives only"):
         (value + grad.square().sum()).backward()
 
 
 @pytest.mark.parametrize("backend", QUICK_BACKENDS)
-@pytest.mark.parametrize("name, with_ref", SELF_AND_REF)
+@pytest.mark.parametrize("name, with_ref", ALL_SELF_AND_REF)
 def test_the_same_result_every_time(name, with_ref, backend):
     torch.use_deterministic_algorithms(False)
     try:
-        x, labels, loss = torch.randn(150, 32), torch.randint(9, (150,)), getattr(losses, name)(backend=backend)
+        x, labels, loss = torch.randn(150, 32), torch.randint(9, (150,)), getattr(losses, name)(backend=backend).eval()
         ref, ref_labels = (torch.randn(170, 32), torch.randint(9, (170,))) if with_ref else (None, None)
         first, *others = (value_and_grads(lambda x, ref=None: loss(x, labels, None, ref, ref_labels), x, ref) for _ in range(4))
     finally:
@@ -361,9 +390,9 @@ def test_the_same_result_every_time(name, with_ref, backend):
 
 
 @pytest.mark.parametrize("backend", QUICK_BACKENDS)
-@pytest.mark.parametrize("name", [name for name in LOSSES if name != "NPairsLoss"])
+@pytest.mark.parametrize("name", [name for name in ALL_LOSSES if name != "NPairsLoss"])
 def test_order_of_the_batch_does_not_matter(name, backend):
-    x, labels, loss = embeddings(40, 8), unbalanced_labels(40), getattr(losses, name)(backend=backend)
+    x, labels, loss = embeddings(40, 8), unbalanced_labels(40), getattr(losses, name)(backend=backend).eval()
     order = torch.randperm(40)
     value, (grad,) = value_and_grads(lambda x: loss(x, labels), x)
     other, (other_grad,) = value_and_grads(lambda x: loss(x, labels[order]), x[order])
@@ -372,9 +401,9 @@ def test_order_of_the_batch_does_not_matter(name, backend):
 
 
 @pytest.mark.parametrize("backend", QUICK_BACKENDS)
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", ALL_LOSSES)
 def test_names_of_classes_do_not_matter(name, backend):
-    x, labels, loss = embeddings(40, 8), unbalanced_labels(40), getattr(losses, name)(backend=backend)
+    x, labels, loss = embeddings(40, 8), unbalanced_labels(40), getattr(losses, name)(backend=backend).eval()
     # Another order of the classes is another order of the rows of the N-pairs loss.
     names = torch.tensor([5, 70, 800, 9000, 10**10, 10**11]) if name == "NPairsLoss" else torch.randperm(6) * 977 - 1000
     value, (grad,) = value_and_grads(lambda x: loss(x, labels), x)
@@ -382,7 +411,7 @@ def test_names_of_classes_do_not_matter(name, backend):
     assert torch.equal(other, value) and torch.equal(other_grad, grad)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", ALL_LOSSES)
 def test_a_regularizer_of_the_embeddings_is_added(name):
     x, labels = embeddings(9, 5), unbalanced_labels(9)
     plain = getattr(losses, name)()(x, labels)
@@ -391,7 +420,7 @@ def test_a_regularizer_of_the_embeddings_is_added(name):
 
 
 def test_inputs_are_left_alone():
-    for name in LOSSES:
+    for name in ALL_LOSSES:
         x, labels = embeddings(9, 5).requires_grad_(), unbalanced_labels(9)
         before = x.detach().clone(), labels.clone()
         getattr(losses, name)()(x, labels).backward()
@@ -399,17 +428,17 @@ def test_inputs_are_left_alone():
 
 
 @pytest.mark.parametrize("backend", QUICK_BACKENDS)
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", ALL_LOSSES)
 def test_labels_may_change_before_the_backward_pass(name, backend):
     labels, x = unbalanced_labels(12), embeddings(12).requires_grad_()
-    loss = getattr(losses, name)(backend=backend)
+    loss = getattr(losses, name)(backend=backend).eval()
     (expected,) = torch.autograd.grad(loss(x, labels), x)
     value = loss(x, labels)
     labels.zero_()
     assert torch.equal(*torch.autograd.grad(value, x), expected)
 
 
-@pytest.mark.parametrize("name", WITH_REF)
+@pytest.mark.parametrize("name", ALL_WITH_REF)
 def test_large_halves_and_an_empty_reference_set(name):
     x, labels = 3e4 * torch.ones(6, 4, dtype=torch.float16), torch.arange(6)
     assert getattr(losses, name)()(x, labels, None, x[:0], labels[:0]) == 0

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import LOSSES, PARAMS, QUICK_BACKENDS, TERM_BACKENDS, WITH_REF, backend_params, embeddings, unbalanced_labels
+from cases import LOSSES, PARAMS, QUICK_BACKENDS, SLOW_NUMBA, WITH_REF, backend_params, embeddings, unbalanced_labels
 from term_cases import CASES, takes_ref
 
 from metric_kernels import distances, losses
@@ -41,7 +41,7 @@ def test_reference_set(name, backend):
     assert check(name, backend, True)
 
 
-@pytest.mark.parametrize("backend", TERM_BACKENDS)
+@pytest.mark.parametrize("backend", SLOW_NUMBA)
 @pytest.mark.parametrize("name, params, with_ref", TERMS)
 def test_terms(name, params, with_ref, backend):
     assert check(name, backend, with_ref, params)

@@ -7,13 +7,17 @@ import pickle
 
 import pytest
 import torch
-from cases import LOSSES, PARAMS, embeddings, unbalanced_labels
+from cases import ALL_LOSSES, TERM_LOSSES, embeddings, unbalanced_labels
+from term_cases import ALL_PARAMS
 
 from metric_kernels import distances, losses, reducers
 
+# What has no state.
+STATELESS = [name for name in ALL_LOSSES if name != "DynamicSoftMarginLoss"]
+
 
 def configured(name):
-    return getattr(losses, name)(**PARAMS[name], reducer=reducers.ThresholdReducer(low=0.1))
+    return getattr(losses, name)(**ALL_PARAMS[name], reducer=reducers.ThresholdReducer(low=0.1))
 
 
 def saved_and_loaded(loss):
@@ -31,24 +35,54 @@ COPIES = {
 
 
 @pytest.mark.parametrize("how", COPIES)
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", ALL_LOSSES)
 def test_copies(name, how):
+    """Of a loss in use, and of its running histogram if it has one."""
     x, labels = embeddings(12), unbalanced_labels(12)
     loss = configured(name)
-    expected = loss(x, labels)
+    loss(embeddings(12, seed=1), labels)
     again = COPIES[how](loss)
-    assert torch.equal(again(x, labels), expected)
-    assert again.formula is loss.formula
+    assert torch.equal(again(x, labels), loss(x, labels))
+    assert again.kernels is loss.kernels
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", STATELESS)
 def test_no_parameters_and_no_state(name):
     loss = configured(name)
     assert not list(loss.parameters()) and not loss.state_dict()
     loss.load_state_dict({})
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("num_classes", [None, 6])
+@pytest.mark.parametrize("how", COPIES)
+def test_copies_of_learned_thresholds(how, num_classes):
+    x, labels = embeddings(12), unbalanced_labels(12)
+    loss = losses.MarginLoss(learn_beta=True, num_classes=num_classes, nu=0.1)
+    optimizer = torch.optim.SGD(loss.parameters(), lr=0.1)
+    loss(x, labels).backward()
+    optimizer.step()
+    again = COPIES[how](loss)
+    assert not torch.equal(again.beta.detach(), losses.MarginLoss(num_classes=num_classes).beta)
+    assert torch.equal(again(x, labels), loss(x, labels))
+    other = losses.MarginLoss(learn_beta=True, num_classes=num_classes, nu=0.1)
+    other.load_state_dict(loss.state_dict())
+    assert torch.equal(other(x, labels), loss(x, labels))
+
+
+def test_the_running_histogram_is_state():
+    """It is loaded with a checkpoint, moves with the module, and changes in training only."""
+    labels, loss, other = unbalanced_labels(12), losses.DynamicSoftMarginLoss(), losses.DynamicSoftMarginLoss()
+    for seed in range(3):
+        loss(embeddings(12, seed=seed), labels)
+    assert list(loss.state_dict()) == ["histogram"] and not list(loss.parameters())
+    other.load_state_dict(loss.state_dict())
+    assert torch.equal(other(embeddings(12, seed=3), labels), loss(embeddings(12, seed=3), labels))
+    before = loss.eval().histogram.clone()
+    loss(embeddings(12, seed=4), labels)
+    assert torch.equal(loss.histogram, before) and before.sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", ALL_LOSSES)
 def test_the_module_has_no_type_of_its_own(name):
     x, labels = embeddings(12, dtype=torch.float32), unbalanced_labels(12)
     assert configured(name).half().train().eval()(x, labels).dtype == torch.float32
@@ -58,6 +92,11 @@ def test_representation():
     text = repr(losses.ContrastiveLoss(distance=distances.LpDistance(power=2)))
     assert "ContrastiveLoss(" in text and "(distance): LpDistance(normalize_embeddings=True, p=2, power=2)" in text
     assert "(reducer): AvgNonZeroReducer()" in text
+
+
+@pytest.mark.parametrize("name", TERM_LOSSES)
+def test_representation_of_every_loss(name):
+    assert repr(getattr(losses, name)()).startswith(f"{name}(\n  (distance): ")
 
 
 def test_a_regularizer_may_be_a_module():

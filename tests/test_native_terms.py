@@ -5,6 +5,10 @@ import pytest
 import torch
 from test_native import MATRIX_MISTAKES, MISTAKES, overlapping, read_only
 
+from metric_kernels import ordered
+from metric_kernels.backends import native_ordered
+from metric_kernels.terms import ValueTile
+
 native = pytest.importorskip("metric_kernels._native")
 
 ROWS, COLUMNS, LENGTH, NODES = 3, 5, 4, 6
@@ -49,6 +53,15 @@ ENTRIES = {
     "rank_grads": {**TILE, **LISTS, "margin": lambda: 0.1, **SCALE, **G, **BELOW},
     "sums": {**TILE, **OWN_LISTS, **SHAPE, **SUMS},
     "sum_grads": {**TILE, **OWN_LISTS, **SHAPE, **SCALE, **G, "slopes": lambda: np.zeros((ROWS, LENGTH))},
+    "positives": {**TILE, "sign": lambda: 1.0},
+    "triplets_step": {
+        **PRODUCTS,
+        **{name: TILE[name] for name in ("labels", "ref_labels", "diagonal")},
+        "sign": lambda: 1.0,
+        "margin": lambda: 0.1,
+        "both": lambda: False,
+        "norm_grad": lambda: floats(ROWS),
+    },
     "nearest": {**TILE, **OWN_LISTS, "columns": lambda: integers(ROWS, LENGTH)},
     "histogram": {
         **TILE,
@@ -59,6 +72,8 @@ ENTRIES = {
     },
     "histogram_grads": {**TILE, **GRID, "tables": lambda: floats(ROWS, 2 * NODES), **G},
 }
+# The products are overwritten by these.
+OVERWRITTEN = {("pair_slopes", "s"), ("triplets_step", "s")}
 WRITTEN = {"out", "g", "norm_grad", "totals", "counts", "below", "slopes", "columns", "spoiled"}
 MATRICES = {"v", "s", "lists", "out", "g", "below", "slopes", "columns", "tables"}
 
@@ -83,7 +98,7 @@ def wrong_arrays():
             if not isinstance(array, np.ndarray):
                 continue
             known = dict(MISTAKES)
-            written = name in WRITTEN and (entry, name) != ("pair_slopes", "g")
+            written = (entry, name) in OVERWRITTEN or name in WRITTEN and (entry, name) != ("pair_slopes", "g")
             if written:
                 known["read_only"] = (read_only, ValueError)
             if name in MATRICES:
@@ -145,6 +160,86 @@ def test_a_list_that_is_not_there(entry):
 def test_a_list_for_each_row(entry, number):
     with pytest.raises(ValueError, match="lists: expected shape"):
         call(entry, {**arguments(entry), "lists": floats(number, LENGTH)})
+
+
+@pytest.mark.parametrize("diagonal", [COLUMNS - ROWS + 1, COLUMNS])
+def test_positives_of_a_row_beyond_the_columns(diagonal):
+    with pytest.raises(ValueError, match="diagonal: expected a column for each row"):
+        call("positives", {**arguments("positives"), "diagonal": diagonal})
+
+
+def test_a_step_of_other_points_has_no_diagonal_and_no_transpose():
+    with pytest.raises(ValueError, match="diagonal: expected -1, or 0 for a batch with itself, got 0"):
+        call("triplets_step", {**arguments("triplets_step"), "diagonal": 0})
+    with pytest.raises(ValueError, match="s: expected the matrix of a batch with itself"):
+        call("triplets_step", {**arguments("triplets_step"), "both": True})
+
+
+def test_a_point_whose_own_column_has_another_label():
+    """It is in nobody's list, and there is a place for all others."""
+    given = {**arguments("positives"), "diagonal": 1}  # of the columns 1, 2 and 3
+    columns, lists = call("positives", given)
+    assert [sorted(row[row < COLUMNS]) for row in columns] == [[0, 3], [1], [0]]
+    np.testing.assert_array_equal(np.isinf(lists), columns == COLUMNS)
+
+
+def tile(size, rows=None, diagonal=0, number=4):
+    """Values that are all different, and labels of a few classes."""
+    rows = size if rows is None else rows
+    generator = torch.Generator().manual_seed(size)
+    ref_labels = torch.randint(number, (size,), generator=generator)
+    labels = (
+        ref_labels[diagonal : diagonal + rows] if diagonal >= 0 else torch.randint(number + 1, (rows,), generator=generator)
+    )
+    return ValueTile(torch.randn(rows, size, generator=generator), labels, ref_labels, slice(0, rows), diagonal)
+
+
+def rounded(given):
+    return given._replace(v=given.v.round())
+
+
+def with_special_values(given):
+    v = given.v.clone()
+    v[::2, ::5], v[::3, 1::5], v[1::3, 2::5] = torch.nan, torch.inf, -torch.inf
+    return given._replace(v=v)
+
+
+TILES = {
+    "batch": lambda: tile(40),
+    "some_rows": lambda: tile(600, 25, 300),
+    "last_rows": lambda: tile(60, 25, 35),
+    "reference": lambda: tile(40, 23, -1),
+    "threads": lambda: tile(300),
+    "ties": lambda: rounded(tile(50)),
+    "special_values": lambda: with_special_values(tile(60)),
+    "special_values_of_reference": lambda: with_special_values(tile(60, 40, -1)),
+    "lone_points": lambda: tile(40, number=30),
+    "all_different": lambda: tile(12)._replace(labels=torch.arange(12), ref_labels=torch.arange(12)),
+    "one_class": lambda: tile(33, number=1),
+    "apart": lambda: tile(41)._replace(v=tile(82).v[::2, ::2]),
+    "one_point": lambda: tile(1),
+    "no_columns": lambda: tile(0, 3, -1),
+    "nothing": lambda: tile(0),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("case", TILES)
+def test_positives_are_those_of_torch(case, sign, dtype):
+    given = TILES[case]()
+    given = given._replace(v=given.v.to(dtype))
+    columns, lists = native_ordered.positives(given, sign)
+    expected_columns, expected = ordered.positives(given, sign)
+    torch.testing.assert_close(lists, expected, rtol=0, atol=0, equal_nan=True)
+    # Equal values may come in any order, and here by their columns.
+    assert torch.equal(columns.sort(1).values, expected_columns.sort(1).values)
+    present = columns < given.v.shape[1]
+    found = sign * given.v.gather(1, torch.where(present, columns, 0)) if given.v.numel() else lists
+    torch.testing.assert_close(lists[present], found[present], rtol=0, atol=0, equal_nan=True)
+    assert (lists[~present] == -torch.inf).all()
+    same = (lists[:, 1:] == lists[:, :-1]) & present[:, 1:] & present[:, :-1]
+    assert (columns.diff(dim=1)[same] > 0).all()
 
 
 @pytest.mark.parametrize("isa", native.isas())

@@ -7,6 +7,8 @@ import torch
 from accuracy import assert_accurate
 from cases import LOSSES, PARAMS, PEER_WITH_REF, QUICK_BACKENDS, embeddings, unbalanced_labels, value_and_grads
 from pytorch_metric_learning import losses as peer_losses
+from term_cases import PARAMS as TERM_PARAMS
+from term_cases import PEERS as PEER_TERMS
 
 from metric_kernels import losses
 
@@ -24,12 +26,12 @@ def test_constructor(name):
     assert parameters(getattr(losses, name).__init__) == parameters(getattr(peer_losses, name).__init__)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", LOSSES + PEER_TERMS)
 def test_call(name):
     assert parameters(getattr(losses, name).forward) == parameters(getattr(peer_losses, name).forward)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", LOSSES + PEER_TERMS)
 def test_default_distance_and_reducer(name):
     ours, peer = getattr(losses, name)(), getattr(peer_losses, name)()
     assert type(ours.distance).__name__ == type(peer.distance).__name__
@@ -71,7 +73,8 @@ def test_reference_set(name, backend, size):
         assert_accurate(grad, expected_grad, within=WITHIN)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+# The peer's histogram has the default type, and its dynamic soft margin no second step.
+@pytest.mark.parametrize("name", [*LOSSES, "TripletMarginLoss", "MarginLoss", "FastAPLoss"])
 def test_float32(name):
     """The peer's own error, from cdist for instance, is larger than ours."""
     x, labels = embeddings(60, 32, dtype=torch.float32), labels_of(60)
@@ -81,7 +84,7 @@ def test_float32(name):
     assert (grad - peer_grad).norm() <= 2e-5 * peer_grad.norm()
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", [*LOSSES, "TripletMarginLoss", "MarginLoss", "FastAPLoss"])
 def test_training_steps(name):
     """A linear embedding trained with either ends with the same weights."""
     x, labels = embeddings(48, 10, dtype=torch.float64), torch.arange(48) // 4
@@ -90,7 +93,7 @@ def test_training_steps(name):
         layer = torch.nn.Linear(10, 6, dtype=torch.float64)
         torch.nn.init.eye_(layer.weight)
         torch.nn.init.zeros_(layer.bias)
-        loss, optimizer = getattr(module, name)(**PARAMS[name]), torch.optim.SGD(layer.parameters(), lr=0.05)
+        loss, optimizer = getattr(module, name)(**{**PARAMS, **TERM_PARAMS}[name]), torch.optim.SGD(layer.parameters(), lr=0.05)
         for _ in range(10):
             optimizer.zero_grad()
             loss(layer(x), labels).backward()

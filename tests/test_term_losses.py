@@ -1,87 +1,20 @@
 """Losses over triplets, quadruplets and histograms on every backend against the float64 oracles and plain formulas."""
 
-import functools
-
 import pytest
 import torch
 from accuracy import HALVES, assert_accurate
-from cases import LAYOUTS, TERM_BACKENDS, TERM_LOSSES, embeddings, value_and_grads
+from cases import BACKENDS, SLOW_NUMBA, TERM_LOSSES, value_and_grads
 from oracles import TERM_ORACLES
-from term_cases import CASES, CASES_AND_PAIR_VALUES, PARAMS, VARIANTS, build, oracle, takes_ref
-from term_dense import DENSE, dense
+from term_cases import CASES, CASES_AND_PAIR_VALUES, PARAMS, build, oracle
+from term_dense import DEFAULT, DENSE, dense
+from term_truth import LOOPS, check, check_dense, known, sets, shapes, slow_if
 
 from metric_kernels import use_workspace
 from metric_kernels.distances import LpDistance
 
-# Rows, columns of a reference set or None, and the layout of the labels. The C++ kernels work on chunks of 512 columns, and
-# tiles of a recomputed matrix have 16 rows. No triplet and no pair of these is so near to a kink that float32 might take it for
-# one beyond.
-LOOPS = [(14, None, "unbalanced"), (14, 9, "unbalanced")]
+# The C++ kernels work on chunks of 512 columns, and tiles of a recomputed matrix have 16 rows. See also LOOPS.
 RAGGED = [(33, None, "unbalanced"), (123, None, "halves"), (622, None, "pairs"), (40, 601, "pairs")]
 LARGE = (1100, None, "pairs")
-
-
-def shapes(names_and_params, found):
-    """Those cases with those of the shapes that their loss takes."""
-    return [
-        pytest.param(*case.values, shape, id=f"{case.id}-{'x'.join(map(str, shape))}", marks=slow_if(takes_long(case, shape)))
-        for case in names_and_params
-        for shape in found
-        if shape[1] is None or takes_ref(*case.values[:2])
-    ]
-
-
-def takes_long(case, shape):
-    """Plain formulas of many rows take seconds; the first variant of each loss on some is enough for every run."""
-    name, params = case.values[:2]
-    rows = max(shape[0], shape[1] or 0)
-    return rows > 200 or rows > 100 and params != {**PARAMS[name], **VARIANTS[name][0]}
-
-
-def slow_if(condition):
-    return [pytest.mark.slow] if condition else []
-
-
-def sets(dtype, rows, columns, layout):
-    """Embeddings and labels of the batch and of a reference set."""
-    # So short that no softplus is linear in float64.
-    x, labels = 0.5 * embeddings(rows, 8, seed=rows, dtype=dtype), LAYOUTS[layout](rows)
-    if columns is None:
-        return x, labels, None, None
-    return x, labels, 0.5 * embeddings(columns, 8, seed=columns, dtype=dtype), LAYOUTS[layout](columns)
-
-
-def run(function, x, labels, ref, ref_labels):
-    """Value and gradients of ``function(x, labels, ref, ref_labels)``."""
-    return value_and_grads(lambda x, ref=None: function(x, labels, ref, ref_labels), x, ref)
-
-
-@functools.cache
-def _known(formula, name, options, pair_value, shape, dtype, arithmetic):
-    inputs = sets(dtype, *shape)
-    inputs = tuple(t.to(arithmetic) if t is not None and t.is_floating_point() else t for t in inputs)
-    return run(functools.partial(formula, name, pair_value=pair_value, **dict(options)), *inputs)
-
-
-def known(formula, name, params, pair_value, shape, dtype, arithmetic=torch.float64):
-    """Of an oracle or a plain formula, each once."""
-    return _known(formula, name, tuple(params.items()), pair_value, shape, dtype, arithmetic)
-
-
-def check(loss, dtype, shape, expected, plain=(None, (None, None)), within=None):
-    actual = run(lambda x, labels, ref, ref_labels: loss(x, labels, None, ref, ref_labels), *sets(dtype, *shape))
-    assert {actual[0].dtype, *(grad.dtype for grad in actual[1])} == {dtype} and actual[0].shape == ()
-    assert_accurate(actual[0], expected[0], plain[0], within)
-    for grad, exact_grad, plain_grad in zip(actual[1], expected[1], plain[1]):
-        assert_accurate(grad, exact_grad, plain_grad, within)
-
-
-def check_dense(name, params, shape, dtype, pair_value=None, **options):
-    """Against the plain formula in float64, with that in float32 to tell how well the problem is conditioned."""
-    given = name, params, pair_value, shape, dtype
-    plain = {} if dtype == torch.float64 else {"plain": known(dense, *given, arithmetic=torch.float32)}
-    loss = build(name, params, pair_value, **options)
-    check(loss, dtype, shape, known(dense, *given), within=1e-11 if dtype == torch.float64 else None, **plain)
 
 
 def test_every_loss_has_an_oracle_and_a_plain_formula():
@@ -97,32 +30,50 @@ def test_the_plain_formula_is_the_oracle(name, params, pair_value, shape):
         assert_accurate(grad, exact_grad)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("backend", TERM_BACKENDS)
-@pytest.mark.parametrize("name, params, pair_value, shape", shapes(CASES_AND_PAIR_VALUES, LOOPS))
+def on_backends(cases, dtypes):
+    """With every backend and type; Numba compiles each metric for each type."""
+    return [
+        pytest.param(
+            *case.values,
+            *backend.values,
+            dtype,
+            id=f"{case.id}-{backend.id}-{dtype}",
+            marks=[*case.marks, *backend.marks, *slow_if(backend.id == "numba" and compiles_more(*case.values[:3], dtype))],
+        )
+        for case in cases
+        for backend in BACKENDS
+        for dtype in dtypes
+    ]
+
+
+def compiles_more(name, params, pair_value, dtype):
+    """Than a loss with its own distance in float32, and one loss with every distance."""
+    return dtype == torch.float64 or pair_value != DEFAULT.get(name, ("euclidean", True)) and name != "TripletMarginLoss"
+
+
+@pytest.mark.parametrize(
+    "name, params, pair_value, shape, backend, dtype",
+    on_backends(shapes(CASES_AND_PAIR_VALUES, LOOPS), [torch.float64, torch.float32]),
+)
 def test_every_distance(name, params, pair_value, shape, backend, dtype):
     check(build(name, params, pair_value, backend=backend), dtype, shape, known(oracle, name, params, pair_value, shape, dtype))
 
 
-KEPT_AND_RECOMPUTED = [
-    pytest.param(dtype, workspace, id=f"{dtype}-{workspace}", marks=slow_if(also))
-    for dtype, workspace, also in [
-        (torch.float32, 0, False),
-        (torch.float64, 1 << 28, False),
-        (torch.float32, 1 << 28, True),
-        (torch.float64, 0, True),
+# Kept and recomputed matrices of either type. Reference kernels work on whole tiles.
+RUNS = [
+    pytest.param(backend.id, dtype, workspace, id=f"{backend.id}-{dtype}-{workspace}", marks=[*backend.marks, *slow_if(also)])
+    for dtype, workspace, quick in [
+        (torch.float32, 0, ("native", "numba")),
+        (torch.float64, 1 << 28, ("native",)),
+        (torch.float32, 1 << 28, ()),
+        (torch.float64, 0, ()),
     ]
+    for backend in BACKENDS
+    for also in [backend.id not in quick]
 ]
 
 
-# Reference kernels work on whole tiles.
-COMPILED_FIRST = [
-    pytest.param(*b.values, marks=[*b.marks, *slow_if(b.values[0] == "reference")], id=b.values[0]) for b in TERM_BACKENDS
-]
-
-
-@pytest.mark.parametrize("dtype, workspace", KEPT_AND_RECOMPUTED)
-@pytest.mark.parametrize("backend", COMPILED_FIRST)
+@pytest.mark.parametrize("backend, dtype, workspace", RUNS)
 @pytest.mark.parametrize("name, params, shape", shapes(CASES, RAGGED))
 def test_ragged_tiles(name, params, shape, backend, dtype, workspace):
     with use_workspace(workspace):
@@ -150,7 +101,7 @@ def test_half_precision(name, params, shape, dtype):
 GIVEN = [case for case in CASES if case.values[0] not in ("HistogramLoss", "FastAPLoss", "DynamicSoftMarginLoss")]
 
 
-@pytest.mark.parametrize("backend", TERM_BACKENDS)
+@pytest.mark.parametrize("backend", SLOW_NUMBA)
 @pytest.mark.parametrize("name, params, shape", shapes(GIVEN, LOOPS))
 def test_a_distance_that_builds_its_matrix(name, params, shape, backend):
     expected = known(dense, name, params, ("manhattan", False), shape, torch.float64)

@@ -417,14 +417,6 @@ def test_semi_hard_of_a_peer(metric):
 IGNORE_INDEXING = pytest.mark.filterwarnings("ignore:Using a non-tuple sequence for multidimensional indexing")
 
 
-@pytest.fixture
-def float64_by_default():
-    """The peer multiplies integers by its bin width, which is of the default type."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 @IGNORE_INDEXING
 @pytest.mark.parametrize("n_bins", [None, 7, 40])
 @pytest.mark.parametrize("layout", ["balanced", "singletons"])

@@ -6,7 +6,7 @@ On a grid of halves all differences of squared distances are exact, so that what
 import pytest
 import torch
 from accuracy import assert_accurate_where_terms_cancel
-from cases import TERM_BACKENDS, value_and_grads
+from cases import SLOW_NUMBA, value_and_grads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from term_cases import CASES, PAIR_VALUES, PARAMS, batches, build, oracle, takes_ref
@@ -50,7 +50,7 @@ def check(name, params, backend, x, labels, ref=None, ref_labels=None, pair_valu
     assert_accurate_where_terms_cancel(value, exact, points, grads, exact_grads)
 
 
-@pytest.mark.parametrize("backend", TERM_BACKENDS)
+@pytest.mark.parametrize("backend", SLOW_NUMBA)
 @pytest.mark.parametrize("name, params", ON_GRID)
 @settings(max_examples=20)
 @given(data=st.data(), batch=batches(rows=9, dim=4, grid=True))
@@ -58,7 +58,7 @@ def test_ties(name, params, backend, data, batch):
     check(name, with_margins(data.draw, name, params), backend, *batch, pair_value=pair_value_of(name))
 
 
-@pytest.mark.parametrize("backend", TERM_BACKENDS)
+@pytest.mark.parametrize("backend", SLOW_NUMBA)
 @pytest.mark.parametrize("name, params", [case for case in ON_GRID if takes_ref(*case.values)])
 @settings(max_examples=15)
 @given(data=st.data(), batch=batches(rows=7, dim=3, grid=True), reference=batches(rows=7, dim=3, grid=True))
@@ -69,7 +69,7 @@ def test_ties_with_a_reference_set(name, params, backend, data, batch, reference
     check(name, params, backend, x[:, :dim], labels, ref[:, :dim], ref_labels, pair_value=pair_value_of(name))
 
 
-@pytest.mark.parametrize("backend", TERM_BACKENDS)
+@pytest.mark.parametrize("backend", SLOW_NUMBA)
 @pytest.mark.parametrize("name", PARAMS)
 @settings(max_examples=20)
 @given(batch=batches(rows=9, grid=False, repeated=False))
@@ -77,7 +77,7 @@ def test_any_batch(name, backend, batch):
     check(name, PARAMS[name], backend, *batch)
 
 
-@pytest.mark.parametrize("backend", TERM_BACKENDS)
+@pytest.mark.parametrize("backend", SLOW_NUMBA)
 @pytest.mark.parametrize("name", NORMALISED)
 @settings(max_examples=20)
 @given(batch=batches(rows=9, grid=False))
@@ -85,7 +85,7 @@ def test_repeated_rows(name, backend, batch):
     check(name, PARAMS[name], backend, *batch)
 
 
-@pytest.mark.parametrize("backend", TERM_BACKENDS)
+@pytest.mark.parametrize("backend", SLOW_NUMBA)
 @settings(max_examples=30)
 @given(batch=batches(rows=10, dim=4, grid=True), margin=MARGINS)
 def test_numbers_of_tuples(backend, batch, margin):
@@ -112,7 +112,7 @@ SUMS = {
 }
 
 
-@pytest.mark.parametrize("backend", TERM_BACKENDS)
+@pytest.mark.parametrize("backend", SLOW_NUMBA)
 @pytest.mark.parametrize("name, params", [(name, params) for name in SUMS for params in SUMS[name]])
 @settings(max_examples=15)
 @given(batch=batches(grid=True), margin=MARGINS, seed=st.integers(0, 2**20))
@@ -125,7 +125,7 @@ def test_order_and_names_of_classes_change_no_bit(name, params, backend, batch, 
     assert torch.equal(loss(x[order], names[labels[order]]), loss(x, labels))
 
 
-@pytest.mark.parametrize("backend", TERM_BACKENDS)
+@pytest.mark.parametrize("backend", SLOW_NUMBA)
 @settings(max_examples=30)
 @given(batch=batches(grid=True), margin=MARGINS)
 def test_disjoint_quadruplets_are_all_but_the_triplets(backend, batch, margin):
@@ -136,7 +136,7 @@ def test_disjoint_quadruplets_are_all_but_the_triplets(backend, batch, margin):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", TERM_BACKENDS)
+@pytest.mark.parametrize("backend", SLOW_NUMBA)
 @pytest.mark.parametrize("name, params", ON_GRID)
 @settings(derandomize=False, print_blob=True, max_examples=300)
 @given(data=st.data(), batch=batches(rows=10, dim=4, grid=True))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from accuracy import assert_accurate
-from cases import TERM_BACKENDS, embeddings, listed_pairs, unbalanced_labels, value_and_grads
+from cases import SLOW_NUMBA, backend_params, embeddings, listed_pairs, unbalanced_labels, value_and_grads
 from pytorch_metric_learning import reducers as peer_reducers
 from term_cases import CASES, OVER_TRIPLETS, PARAMS, build, oracle
 from term_truth import LOOPS, check, known, sets, shapes
@@ -56,15 +56,16 @@ def reducible(cases):
     ]
 
 
-@pytest.mark.parametrize("backend", TERM_BACKENDS)
+@pytest.mark.parametrize("backend", SLOW_NUMBA)
 @pytest.mark.parametrize("name, params, shape, kind", reducible(shapes(REDUCED, LOOPS)))
 def test_all(name, params, shape, kind, backend):
     compare(name, params, shape, kind, backend=backend)
 
 
+@pytest.mark.parametrize("backend", backend_params("native", "numba"))
 @pytest.mark.parametrize("name, params, shape, kind", reducible(shapes(PLAIN, LOOPS[:1])))
-def test_float32(name, params, shape, kind):
-    compare(name, params, shape, kind, torch.float32, backend="native")
+def test_float32(name, params, shape, kind, backend):
+    compare(name, params, shape, kind, torch.float32, backend=backend)
 
 
 @pytest.mark.parametrize("listed", [some_triplets, listed_pairs], ids=["triplets", "pairs"])

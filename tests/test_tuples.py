@@ -24,6 +24,8 @@ from torch.utils._pytree import tree_leaves
 from metric_kernels import distances, losses, reducers, tuples
 
 SIZE = 13
+# Losses over triplets, quadruplets and histograms that take pairs or triplets without labels.
+TERMS = ["DynamicSoftMarginLoss", "HistogramLoss", "MarginLoss", "QuadrupletLogSumExpLoss", "TripletMarginLoss"]
 NEED_NO_LABELS = [name for name in LOSSES if name != "NPairsLoss"]
 
 
@@ -149,7 +151,7 @@ def test_equal_points_have_no_gradient(normalize, dtype, way):
     assert value == 0 and not grad.any()
 
 
-@pytest.mark.parametrize("name", NEED_NO_LABELS)
+@pytest.mark.parametrize("name", NEED_NO_LABELS + TERMS)
 def test_nan_reaches_the_loss(name, way):
     x = embeddings(6)
     x[2, 0] = torch.nan
@@ -195,11 +197,13 @@ def test_each_loss_of_all_pairs(name):
 
 
 # The peer takes a reference point for an index into the batch in the lifted loss.
-@pytest.mark.parametrize("name", [name for name in NEED_NO_LABELS if name != "LiftedStructureLoss"])
+@pytest.mark.parametrize(
+    "name", [*(name for name in NEED_NO_LABELS if name != "LiftedStructureLoss"), "TripletMarginLoss", "MarginLoss"]
+)
 def test_cross_batch_memory(name):
     labels, results = unbalanced_labels(SIZE), []
     for module in (losses, peer_losses):
-        memory = peer_losses.CrossBatchMemory(getattr(module, name)(**PARAMS[name]), 8, memory_size=50)
+        memory = peer_losses.CrossBatchMemory(getattr(module, name)(**PARAMS.get(name, {})), 8, memory_size=50)
         for seed in range(1, 5):
             memory(embeddings(SIZE, 8, seed=seed), labels)
         results.append(value_and_grads(lambda x, memory=memory: memory(x, labels), embeddings(SIZE, 8)))
@@ -208,11 +212,11 @@ def test_cross_batch_memory(name):
     assert_accurate(grad, peer_grad, within=1e-6)
 
 
-@pytest.mark.parametrize("name", NEED_NO_LABELS)
+@pytest.mark.parametrize("name", NEED_NO_LABELS + TERMS)
 def test_labels_may_be_left_out(name):
     labels = unbalanced_labels(SIZE)
     indices, x = listed_pairs(labels), embeddings(SIZE)
-    loss = getattr(losses, name)()
+    loss = getattr(losses, name)().eval()
     assert torch.equal(loss(x, None, indices), loss(x, labels, indices))
 
 
@@ -224,12 +228,13 @@ def test_n_pairs_needs_labels():
 @pytest.mark.parametrize(
     "kind", [list, torch.tensor, lambda i: torch.tensor(i, dtype=torch.int32)], ids=["list", "int64", "int32"]
 )
-def test_kinds_of_indices(kind):
+@pytest.mark.parametrize("name", ["NTXentLoss", "QuadrupletLoss"])
+def test_kinds_of_indices(name, kind):
     indices = [0, 0, 3], [1, 2, 4], [0, 3, 1], [5, 5, 4]
-    x = embeddings(6)
-    expected = losses.NTXentLoss()(x, None, tuple(map(torch.tensor, indices)))
-    assert torch.equal(losses.NTXentLoss()(x, None, tuple(map(kind, indices))), expected)
-    assert torch.equal(losses.NTXentLoss()(x, None, list(map(kind, indices))), expected)
+    x, loss = embeddings(6), getattr(losses, name)()
+    expected = loss(x, None, tuple(map(torch.tensor, indices)))
+    assert torch.equal(loss(x, None, tuple(map(kind, indices))), expected)
+    assert torch.equal(loss(x, None, list(map(kind, indices))), expected)
 
 
 @pytest.mark.parametrize("name", PER_PAIR + PER_ROW)
@@ -265,7 +270,7 @@ EMPTY = torch.empty(0, dtype=torch.int64)
 
 @pytest.mark.parametrize("empty", [EMPTY, torch.tensor([]), []], ids=["int64", "float", "list"])
 @pytest.mark.parametrize("number", [3, 4], ids=["triplets", "pairs"])
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", LOSSES + TERMS)
 def test_nothing_listed(name, number, empty):
     x, labels = embeddings(5), torch.tensor([0, 0, 1, 1, 2])
     value, (grad,) = value_and_grads(lambda x: getattr(losses, name)()(x, labels, (empty,) * number), x)
@@ -337,7 +342,7 @@ def test_malformed(indices, message):
         losses.ContrastiveLoss()(embeddings(4), torch.tensor([0, 0, 1, 1]), indices)
 
 
-@pytest.mark.parametrize("name", NEED_NO_LABELS)
+@pytest.mark.parametrize("name", [*NEED_NO_LABELS, *TERMS, "QuadrupletLoss"])
 @pytest.mark.parametrize("place", range(4))
 @pytest.mark.parametrize("wrong", [4, -1])
 def test_indices_out_of_range(name, place, wrong):
@@ -366,7 +371,7 @@ class Largest(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", LOSSES + TERMS)
 def test_memory_is_that_of_the_pairs(name):
     """A matrix over this batch would have 1.6 GB."""
     size, number = 20_000, 3000
@@ -382,14 +387,15 @@ def test_memory_is_that_of_the_pairs(name):
     assert x.nbytes <= largest.bytes <= bound
 
 
-@pytest.mark.parametrize("name", ["ContrastiveLoss", "MultiSimilarityLoss"])
+@pytest.mark.parametrize("name", ["ContrastiveLoss", "MultiSimilarityLoss", "TripletMarginLoss", "QuadrupletLoss"])
 def test_memory_is_not_that_of_the_rows_of_pairs(name):
     """The rows of all pairs would have 26 MB, and the matrix 64 MB."""
     size, number = 4000, 50_000
     x = torch.randn(size, 64, requires_grad=True)
     a, p, n = torch.randint(size, (3, number))
+    anchors = () if name == "TripletMarginLoss" else (a,)
     with Largest() as largest:
-        getattr(losses, name)()(x, None, (a, p // 2 * 2, a, n // 2 * 2 + 1)).backward()
+        getattr(losses, name)()(x, None, (a, p // 2 * 2, *anchors, n // 2 * 2 + 1)).backward()
     assert x.nbytes <= largest.bytes <= 2 << 20
 
 

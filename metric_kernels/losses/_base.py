@@ -113,11 +113,11 @@ class Loss(nn.Module):
     def _each(self, found: Each, reducer: list[reducers.Reducer], batch: Batch):
         """What the reducers make of losses that are all there."""
         named = {
-            name: {"losses": losses.to(batch.result_type), "indices": indices, "reduction_type": kind}
+            name: {"losses": losses, "indices": indices, "reduction_type": kind}
             for name, (losses, indices, kind) in found.items()
         }
         if isinstance(self.reducer, reducers.DoNothingReducer):
-            return named
+            return {name: {**info, "losses": info["losses"].to(batch.result_type)} for name, info in named.items()}
         return sum(_one(r, name, info, batch) for r, (name, info) in zip(reducer, named.items()))
 
     def _whole(self, loss: Tensor, batch: Batch):

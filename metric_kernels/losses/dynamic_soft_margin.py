@@ -34,10 +34,10 @@ class DynamicSoftMarginLoss(Loss):
         **kwargs: ``distance`` (LpDistance; normalised, p=2), ``reducer`` (MeanReducer; the loss is one number, which no
             reducer changes), and the others of :class:`~metric_kernels.losses.Loss`.
 
-    Without ``labels``, row i of ``ref_emb`` is the positive of row i of ``embeddings``, and its negative the nearest of the
-    other pairs on either side. The histogram is the buffer ``histogram`` (num_bins + 1,), part of ``state_dict``, and changes
-    in training mode only. Triplets in ``indices_tuple`` are taken as they are; of pairs, every positive pair is joined with
-    every negative pair of its anchor. Without triplets the loss is 0. The value can be negative.
+    Without ``labels`` and ``indices_tuple``, row i of ``ref_emb`` is the positive of row i of ``embeddings``, and its negative
+    the nearest of the other pairs on either side. The histogram is the buffer ``histogram`` (num_bins + 1,), part of
+    ``state_dict``, and changes in training mode only. Triplets in ``indices_tuple`` are taken as they are; of pairs, every
+    positive pair is joined with every negative pair of its anchor. Without triplets the loss is 0. The value can be negative.
 
     Raises:
         AssertionError: another distance, as in pytorch-metric-learning.
@@ -72,7 +72,7 @@ class DynamicSoftMarginLoss(Loss):
     def _evaluate(self, batch):
         if batch.pairs is None and batch.labels is not None:
             return self._whole(self._of_all(batch), batch)
-        gap = self._of_rows(batch) if batch.labels is None else self._of_list(batch)
+        gap = self._of_rows(batch) if batch.pairs is None else self._of_list(batch)
         return self._whole(self._of_gaps(gap, batch), batch)
 
     def _of_all(self, batch) -> Tensor:

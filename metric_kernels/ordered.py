@@ -63,10 +63,11 @@ class Positives(NamedTuple):
     def of(cls, kernels: ModuleType, tile: ValueTile, sign: float) -> Positives:
         return cls(*getattr(kernels, "positives", positives)(tile, sign))
 
-    def add(self, g: Tensor, grads: Tensor) -> None:
-        """Adds grads (m, K) to g (m, n) at the positives."""
-        present = self.columns < g.shape[1]
-        g.scatter_add_(1, torch.where(present, self.columns, 0), torch.where(present, grads, 0.0).to(g.dtype))
+
+def add_at(g: Tensor, columns: Tensor, grads: Tensor) -> None:
+    """Adds grads (m, K) to g (m, n) at some columns, but for those beyond the last."""
+    present = columns < g.shape[1]
+    g.scatter_add_(1, torch.where(present, columns, 0), torch.where(present, grads, 0.0).to(g.dtype))
 
 
 def positives(tile: ValueTile, sign: float) -> tuple[Tensor, Tensor]:
@@ -136,7 +137,7 @@ class BatchAllTriplets(Term):
             else:
                 slopes = torch.zeros_like(lists, dtype=torch.float64)
                 kernels.sum_grads(tile, self.sign, lists, margin, self.shape, self.low, self.high, scale, g, slopes)
-            positives.add(g, self.sign * scale[:, None] * slopes)
+            add_at(g, positives.columns, self.sign * scale[:, None] * slopes)
 
 
 @dataclass(frozen=True)
@@ -157,22 +158,24 @@ class SemiHardTriplets(Term):
         return (1, n), (1, n)
 
     def forward(self, kernels, tiles: Tiles, values: Tensor, counts: Tensor):
+        found = []
         for tile in tiles:
-            _, negatives, gap = self._triplets(kernels, tile)
-            cost = SLOPES[self.shape][0](gap)
-            counted = self._counted(negatives, cost)
+            triplets = self._triplets(kernels, tile)
+            cost = SLOPES[self.shape][0](triplets.gap)
+            counted = self._counted(triplets, cost)
             # A NaN anywhere in the row must reach the loss, and has no place in an order.
             values[0, tile.rows] = torch.where(counted, cost, 0.0).sum(1, dtype=torch.float64) + (tile.v.sum(1) * 0.0)
             counts[0, tile.rows] = counted.sum(1)
-        return ()
+            found.append(triplets)
+        return tuple(found[0]) if len(found) == 1 else ()
 
     def backward(self, kernels, tile: ValueTile, g: Tensor, grads: Tensor, saved):
-        positives, negatives, gap = self._triplets(kernels, tile)
+        triplets = NearestTriplets(*(t[tile.rows] for t in saved)) if saved else self._triplets(kernels, tile)
         scale = self.sign * grads[0, tile.rows, None].to(g.dtype)
-        cost, slope = (f(gap) for f in SLOPES[self.shape])
-        slope = torch.where(self._counted(negatives, cost), slope, 0.0) * scale
-        positives.add(g, slope)
-        g.scatter_add_(1, negatives.clamp(min=0), -slope)
+        cost, slope = (f(triplets.gap) for f in SLOPES[self.shape])
+        slope = torch.where(self._counted(triplets, cost), slope, 0.0) * scale
+        add_at(g, triplets.positives, slope)
+        add_at(g, triplets.negatives, -slope)
 
     def listed(self, batch: Batch, distance: object, backend: str | None) -> Triplets:
         """The triplets themselves, from the matrix of pair values."""
@@ -182,19 +185,30 @@ class SemiHardTriplets(Term):
             diagonal = 0 if batch.exclude_self else -1
             tile = ValueTile(v, batch.labels, batch.ref_labels, slice(0, len(v)), diagonal)
             positives, negatives, _ = self._triplets(call.chosen().ordered, tile)
-        anchors, place = (negatives >= 0).nonzero(as_tuple=True)
-        return Triplets(anchors, positives.columns[anchors, place], negatives[anchors, place])
+        anchors, place = (negatives < len(batch.y)).nonzero(as_tuple=True)
+        return Triplets(anchors, positives[anchors, place], negatives[anchors, place])
 
-    def _counted(self, negatives: Tensor, cost: Tensor) -> Tensor:
-        return (negatives >= 0) & (cost > self.low) & (cost < self.high)
+    def _counted(self, triplets: NearestTriplets, cost: Tensor) -> Tensor:
+        return (triplets.gap > -torch.inf) & (cost > self.low) & (cost < self.high)
 
-    def _triplets(self, kernels, tile: ValueTile) -> tuple[Positives, Tensor, Tensor]:
-        """The positives of each row, the column of the negative of each, -1 for none, and u_ap - u_an + margin."""
+    def _triplets(self, kernels, tile: ValueTile) -> NearestTriplets:
         positives = Positives.of(kernels, tile, self.sign)
         negatives = kernels.nearest(tile, self.sign, positives.lists)
-        negatives = torch.where(positives.lists > -torch.inf, negatives, -1)
+        missing = (negatives < 0) | (positives.lists == -torch.inf)
         chosen = self.sign * tile.v.gather(1, negatives.clamp(min=0))
-        return positives, negatives, positives.lists - chosen + self.margin
+        gap = (positives.lists - chosen + self.margin).masked_fill(missing, -torch.inf)
+        return NearestTriplets(positives.columns, negatives.masked_fill(missing, tile.v.shape[1]), gap)
+
+
+class NearestTriplets(NamedTuple):
+    """For each positive of each row, all (m, K): its column, that of its negative, and u_ap - u_an + margin.
+
+    Where there is none, the columns are beyond the last and the gap is -inf.
+    """
+
+    positives: Tensor
+    negatives: Tensor
+    gap: Tensor
 
 
 @dataclass(frozen=True)

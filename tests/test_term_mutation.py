@@ -161,8 +161,8 @@ MUTANTS = [
     (ordered, "positives", taken, "sign", flipped, [TRIPLETS, SMOOTH, SEMI_HARD]),
     (ordered, "positives", taken, "tile", with_itself, [SMOOTH, SOFT_SEMI_HARD]),
     (ordered, "positive_columns", returned, None, lambda columns: columns[:, 1:], [TRIPLETS, SEMI_HARD, *QUADRUPLETS]),
-    (ordered.Positives, "add", taken, "grads", forgotten, [TRIPLETS, SMOOTH, SEMI_HARD]),
-    (ordered.Positives, "add", taken, "grads", scaled, [TRIPLETS, SMOOTH, SEMI_HARD]),
+    (ordered, "add_at", taken, "grads", forgotten, [TRIPLETS, SMOOTH, SEMI_HARD]),
+    (ordered, "add_at", taken, "grads", scaled, [TRIPLETS, SMOOTH, SEMI_HARD]),
     *((BACKEND, "values", returned, None, change, [TRIPLETS, QUADRUPLETS[0], FAST_AP]) for change in (flipped, scaled)),
     *((BACKEND, "slopes", taken, "g", change, [TRIPLETS, HISTOGRAM]) for change in (flipped, scaled, forgotten)),
 ]

@@ -7,7 +7,6 @@ from metric_kernels.losses._triplet import TripletLoss
 from metric_kernels.ordered import SLOPES, SemiHardTriplets
 from metric_kernels.reducers import MeanReducer
 from metric_kernels.terms import evaluate
-from metric_kernels.windows import EVERYTHING
 
 
 class SemiHardTripletLoss(TripletLoss):
@@ -59,8 +58,7 @@ class SemiHardTripletLoss(TripletLoss):
     def _sums(self, batch, reducer):
         window = reducer.window
         values, counts = evaluate(self._term(max(window[0], -1.0), window[1]), batch, self.distance, self.backend)
-        positives, negatives = batch.numbers()
-        return values[0], torch.where(negatives > 0, positives, 0) if window == EVERYTHING else counts[0]
+        return values[0], counts[0]
 
     def _triplets(self, batch):
         return self._term(0.0, torch.inf).listed(batch, self.distance, self.backend)

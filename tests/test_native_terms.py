@@ -6,7 +6,7 @@ import torch
 from test_native import MATRIX_MISTAKES, MISTAKES, overlapping, read_only
 
 from metric_kernels import ordered
-from metric_kernels.backends import native_ordered
+from metric_kernels.backends import native_ordered, reference_ordered
 from metric_kernels.terms import ValueTile
 
 native = pytest.importorskip("metric_kernels._native")
@@ -240,6 +240,25 @@ def test_positives_are_those_of_torch(case, sign, dtype):
     assert (lists[~present] == -torch.inf).all()
     same = (lists[:, 1:] == lists[:, :-1]) & present[:, 1:] & present[:, :-1]
     assert (columns.diff(dim=1)[same] > 0).all()
+
+
+# Looked for one by one, and all at once.
+@pytest.mark.parametrize("length", [0, 1, 2, 3, 4, 5, 8, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("case", [case for case in TILES if not case.startswith(("special", "nothing"))])
+def test_nearest_is_that_of_torch(case, sign, dtype, length):
+    """Beyond values of the row itself, which are no gap, beyond all, beyond none, and where places are empty."""
+    given = TILES[case]()
+    given = given._replace(v=given.v.to(dtype))
+    rows, columns = given.v.shape
+    lists = torch.randn(rows, length, dtype=dtype)
+    if columns:
+        lists[:, ::2] = sign * given.v[:, torch.randint(columns, (len(range(0, length, 2)),))]
+    lists[1::4, :2], lists[2::4, -1:], lists[3::4, -1:] = -torch.inf, 99.0, torch.inf
+    lists = lists.sort(1).values
+    found, expected = (kernels.nearest(given, sign, lists) for kernels in (native_ordered, reference_ordered))
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("isa", native.isas())

@@ -93,11 +93,13 @@ def _costs(tile, sign, lists, margin, shape, low, high):
 
 
 def nearest(tile: ValueTile, sign: float, lists: Tensor) -> Tensor:
+    if not tile.v.numel():
+        return torch.full_like(lists, -1, dtype=torch.int64)
     _, negative = sides(tile)
     u, columns = (sign * tile.v).masked_fill(~negative, torch.inf).sort(stable=True, dim=1)
     number = negative.sum(1, keepdim=True)
     place = torch.searchsorted(u.contiguous(), lists.contiguous(), right=True)
-    farthest = torch.searchsorted(u.contiguous(), u.gather(1, (number - 1).clamp(min=0)) if u.numel() else u)
+    farthest = torch.searchsorted(u.contiguous(), u.gather(1, (number - 1).clamp(min=0)))
     # NaNs come after all else, so that a search may end beyond the row.
     place = torch.where(place < number, place, farthest).clamp(max=u.shape[1] - 1)
-    return columns.gather(1, place).masked_fill(number == 0, -1) if u.numel() else place - 1
+    return columns.gather(1, place).masked_fill(number == 0, -1)

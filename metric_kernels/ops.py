@@ -15,10 +15,10 @@ from torch import Tensor
 from metric_kernels import distances, rowstats
 from metric_kernels.batch import Batch
 from metric_kernels.binned import PairHistogram
+from metric_kernels.checks import finite_number
 from metric_kernels.language import Formula, stages_of
-from metric_kernels.ordered import NEGATIVES, SHAPES, BatchAllQuadruplets, BatchAllTriplets, SemiHardTriplets
+from metric_kernels.ordered import NEGATIVES, SHAPES, BatchAllQuadruplets, BatchAllTriplets, SemiHardTriplets, valid_quadruplets
 from metric_kernels.terms import evaluate
-from metric_kernels.windows import valid_quadruplets
 
 __all__ = [
     "HingeSum",
@@ -310,8 +310,8 @@ def _made(owner: type) -> Formula:
 
 def _number(name: str, value: object) -> float:
     try:
-        return float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+        return finite_number(name, value)
+    except TypeError:
         raise TypeError(f"{name}: expected a number, got {value!r}") from None
 
 

@@ -46,7 +46,7 @@ from torch.nn.functional import pad
 
 from metric_kernels.batch import Batch
 from metric_kernels.rowstats import Call, pair_matrix
-from metric_kernels.terms import Term, Tiles, ValueTile
+from metric_kernels.terms import Term, Tiles, ValueTile, spoiled
 from metric_kernels.triplets import Triplets
 
 SHAPES = ("hinge", "squared_hinge", "softplus")
@@ -163,8 +163,8 @@ class SemiHardTriplets(Term):
             triplets = self._triplets(kernels, tile)
             cost = SLOPES[self.shape][0](triplets.gap)
             counted = self._counted(triplets, cost)
-            # A NaN anywhere in the row must reach the loss, and has no place in an order.
-            values[0, tile.rows] = torch.where(counted, cost, 0.0).sum(1, dtype=torch.float64) + (tile.v.sum(1) * 0.0)
+            total = torch.where(counted, cost, 0.0).sum(1, dtype=torch.float64)
+            values[0, tile.rows] = total.masked_fill(spoiled(tile), torch.nan)
             counts[0, tile.rows] = counted.sum(1)
             found.append(triplets)
         return tuple(found[0]) if len(found) == 1 else ()
@@ -227,6 +227,7 @@ class BatchAllQuadruplets(Term):
 
     family = "ordered"
     saves = True
+    mirrors = True
 
     def shapes(self, n, m):
         return (1,), (1,)
@@ -250,13 +251,17 @@ class BatchAllQuadruplets(Term):
                 count[1, at].index_add_(0, rows, numbers)
             if self.negatives == "disjoint":
                 self.triplets.forward(kernels, (tile,), total[1:], count[1:])
-        # Every negative pair was seen from both its ends, and what is to be subtracted from one.
-        values += 0.5 * total[0].sum() - total[1].sum()
-        counts += count[0].sum() // 2 - count[1].sum()
-        return *pairs, below, own.place, own.below, *own.groups
+        # Every negative pair was seen from both its ends, and what is to be subtracted from one. In a matrix too large to be
+        # mirrored the two may differ in their last bits, and ties leave a difference where there is nothing.
+        active = torch.minimum(count[0].sum() // 2 - count[1].sum(), valid_quadruplets(tiles.labels, self.negatives))
+        counts += active.clamp(min=0)
+        found = 0.5 * total[0].sum() - total[1].sum()
+        values += torch.where(counts > 0, found.clamp(min=0.0), found * 0.0)
+        return *pairs, below, (counts > 0), own.place, own.below, *own.groups
 
     def backward(self, kernels, tile: ValueTile, g: Tensor, grads: Tensor, saved):
-        first, second, everywhere, rank, below, place, own_below, *groups = saved
+        first, second, everywhere, rank, below, some, place, own_below, *groups = saved
+        grads = torch.where(some, grads, 0.0)
         own = ListsByClass(place, own_below, tuple(groups))
         grad = grads.to(g.dtype)
         every = grad.expand(len(g)).contiguous()
@@ -275,6 +280,19 @@ class BatchAllQuadruplets(Term):
             here = (i >= tile.rows.start) & (i < tile.rows.stop)
             share = 0.5 * self.sign * grads * active[here]
             g.index_put_((i[here] - tile.rows.start, j[here]), share.to(g.dtype), accumulate=True)
+
+
+def valid_quadruplets(labels: Tensor, negatives: str) -> Tensor:
+    """The number of pairs of an unordered positive and an unordered negative pair."""
+    ordered = labels.sort().values
+    size = torch.searchsorted(ordered, labels, right=True) - torch.searchsorted(ordered, labels)
+    others = len(labels) - size
+    positive, out = (size - 1).sum() // 2, others.sum() // 2
+    every = positive * out
+    if negatives == "disjoint":
+        return every - ((size - 1) * others).sum()
+    # A class has size * others pairs out of it, and size * (size - 1) / 2 within.
+    return every if negatives == "all" else every - ((size - 1) * size * others).sum() // 2
 
 
 class PositivePairs(NamedTuple):

@@ -48,12 +48,14 @@ class Term:
     """A term is a frozen dataclass of strings and numbers that define it; only the last field may be a tuple of numbers.
 
     ``family`` is what a backend must have: an attribute of that name, with the kernels that the term calls. ``symmetric``
-    tells whether dL/dv_ij = dL/dv_ji for a batch with itself and a symmetric metric, and ``saves`` whether the backward pass
-    needs what the forward pass returns.
+    tells whether dL/dv_ij = dL/dv_ji for a batch with itself and a symmetric metric, ``mirrors`` whether v_ij and v_ji should
+    be the same bits, which a product does not promise, and ``saves`` whether the backward pass needs what the forward pass
+    returns.
     """
 
     family: str
     symmetric = False
+    mirrors = False
     magnifies = False
     saves = False
     __match_args__: tuple[str, ...]
@@ -196,7 +198,7 @@ class _TermRun(Run):
             self._keep()
         shape, counted = self.term.shapes(n, m)
         values, counts = z.new_zeros(shape, dtype=torch.float64), torch.zeros(counted, dtype=torch.int64, device=z.device)
-        sweep = core.Sweep(self.problem, self.x, self.y, self.kept, filled=self.filled)
+        sweep = self._sweep()
         saved = self.term.forward(self.kernels, Tiles(sweep), values, counts)
         self.filled = sweep.filled
         return values, counts, saved
@@ -206,6 +208,14 @@ class _TermRun(Run):
         n, m, z = len(self.x.z), len(self.y.z), self.x.z
         if self.kept is None and core.fits(n, m, z.dtype):
             self.kept = z.new_empty(n, m)
+
+    def _sweep(self) -> core.Sweep:
+        sweep = core.Sweep(self.problem, self.x, self.y, self.kept, filled=self.filled)
+        if self.term.mirrors and self.kept is not None and self.x is self.y and not self.filled:
+            for _ in sweep:
+                pass
+            mirror(self.kept)
+        return sweep
 
     def backward(
         self, grads: Tensor, saved: tuple[Tensor, ...], wanted: tuple[bool, bool]
@@ -217,7 +227,7 @@ class _TermRun(Run):
             return self._given(grads, saved), None
         self._keep()  # so that a second pass takes the same way
         kept = self.kept
-        sweep = core.Sweep(self.problem, x, y, kept, filled=self.filled)
+        sweep = self._sweep()
         same, free = x is y, self.problem.free_norms
         mirrored = same and term.symmetric and metric.symmetric
         gx = torch.zeros_like(x.z) if wanted[0] else None
@@ -257,6 +267,16 @@ class _TermRun(Run):
         return out.to(self.dtypes[0])
 
 
+def mirror(matrix: Tensor, block: int = 256) -> None:
+    """Overwrites what is below the diagonal with what is above it, block by block."""
+    size = len(matrix)
+    for i in range(0, size, block):
+        own = matrix[i : i + block, i : i + block]
+        own.copy_(own.triu() + own.triu(1).t())
+        for j in range(i + block, size, block):
+            matrix[j : j + block, i : i + block].copy_(matrix[i : i + block, j : j + block].t())
+
+
 def add_transposed(matrix: Tensor, block: int = 256) -> None:
     """matrix + its transpose, in place, block by block so that both stay in cache."""
     size = len(matrix)
@@ -266,6 +286,11 @@ def add_transposed(matrix: Tensor, block: int = 256) -> None:
             total = upper + lower.t()
             upper.copy_(total)
             lower.copy_(total.t())
+
+
+def spoiled(tile: ValueTile) -> Tensor:
+    """Which rows (m,) have a NaN, which must reach their sums and has no place in an order."""
+    return tile.v.amax(1).isnan()
 
 
 def sides(tile: ValueTile) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metric_kernels.batch import Batch
 from metric_kernels.distances import Distance
-from metric_kernels.ordered import BatchAllQuadruplets, BatchAllTriplets
+from metric_kernels.ordered import BatchAllQuadruplets, BatchAllTriplets, valid_quadruplets
 from metric_kernels.swap import swapped_sums
 from metric_kernels.terms import evaluate
 
@@ -69,32 +69,16 @@ def quadruplet_sums(
 
     A loss that equals the upper bound of the window is inside.
     """
-    valid = valid_quadruplets(batch.labels, negatives)
 
     def above(bound: float) -> tuple[Tensor, Tensor]:
         term = BatchAllQuadruplets(distance.sign, margin - bound, negatives)
         values, counts = evaluate(term, batch, distance, backend)
-        # Where there are none, the excluded ones are all, and rounding would be left of their sum.
-        total = values[0] + bound * counts[0].double()
-        return torch.where(valid > 0, total, total * 0.0), torch.where(valid > 0, counts[0], 0)
+        return values[0] + bound * counts[0].double(), counts[0]
 
     low, high = window
     total, active = above(max(low, 0.0))
-    count = active if low >= 0.0 else valid
+    count = active if low >= 0.0 else valid_quadruplets(batch.labels, negatives)
     if high < math.inf:
         beyond, number = above(max(high, 0.0))
         total, count, active = total - beyond, count - number, active - number
     return WindowSums(total, count, active)
-
-
-def valid_quadruplets(labels: Tensor, negatives: str) -> Tensor:
-    """The number of pairs of an unordered positive and an unordered negative pair."""
-    ordered = labels.sort().values
-    size = torch.searchsorted(ordered, labels, right=True) - torch.searchsorted(ordered, labels)
-    others = len(labels) - size
-    positive, out = (size - 1).sum() // 2, others.sum() // 2
-    every = positive * out
-    if negatives == "disjoint":
-        return every - ((size - 1) * others).sum()
-    # A class has size * others pairs out of it, and size * (size - 1) / 2 within.
-    return every if negatives == "all" else every - ((size - 1) * size * others).sum() // 2

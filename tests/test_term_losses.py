@@ -9,7 +9,7 @@ from term_cases import CASES, CASES_AND_PAIR_VALUES, PARAMS, build, oracle
 from term_dense import DEFAULT, DENSE, dense
 from term_truth import LOOPS, check, check_dense, known, sets, shapes, slow_if
 
-from metric_kernels import use_workspace
+from metric_kernels import losses, use_workspace
 from metric_kernels.distances import LpDistance
 
 # The C++ kernels work on chunks of 512 columns, and tiles of a recomputed matrix have 16 rows. See also LOOPS.
@@ -109,3 +109,19 @@ def test_a_distance_that_builds_its_matrix(name, params, shape, backend):
     for workspace in (1 << 28, 0):
         with use_workspace(workspace):
             check(loss, torch.float64, shape, expected)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["TripletMarginLoss", "SemiHardTripletLoss", "QuadrupletMarginLoss", "BatchHardTripletLoss"])
+def test_a_margin_that_is_not_finite_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"margin: expected a finite number, got {value}"):
+        getattr(losses, name)(margin=value)(torch.eye(6), torch.arange(6) // 2)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_values_near_the_largest_number(backend):
+    """Their sum overflows, which is no reason for a NaN."""
+    x, labels = torch.tensor([[0.0], [1e38], [1.2e38], [-1e38]]), torch.tensor([0, 0, 1, 1])
+    distance = LpDistance(p=1, normalize_embeddings=False)
+    assert losses.SemiHardTripletLoss(distance=distance, backend=backend)(x, labels).isfinite()
+    assert losses.TripletMarginLoss(distance=distance, backend=backend)(x, labels).isfinite()

@@ -142,3 +142,45 @@ def test_disjoint_quadruplets_are_all_but_the_triplets(backend, batch, margin):
 @given(data=st.data(), batch=batches(rows=10, dim=4, grid=True))
 def test_many_ties(name, params, backend, data, batch):
     check(name, with_margins(data.draw, name, params), backend, *batch, pair_value=pair_value_of(name))
+
+
+@pytest.mark.parametrize("backend", ["native", "numba", "reference"])
+@pytest.mark.parametrize("negatives", NEGATIVES)
+def test_repeated_rows_in_float32(negatives, backend):
+    """A product of few rows is not the same bits on both sides of the diagonal, and equal rows make ties off any grid."""
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        size, width = int(torch.randint(4, 13, (1,), generator=generator)), (19, 27, 30, 33)[seed % 4]
+        x = torch.randn(3, width, generator=generator)[torch.randint(0, 3, (size,), generator=generator)]
+        labels = torch.randint(0, 3, (size,), generator=generator)
+        found, grad = value_and_grad_of_quadruplets(x, labels, negatives, backend)
+        exact, _ = value_and_grad_of_quadruplets(x.double(), labels, negatives, backend)
+        assert 0 <= found.active <= found.valid
+        torch.testing.assert_close(found.loss, exact.loss, rtol=1e-5, atol=1e-5)
+        if not found.active:
+            assert not found.loss and not grad.any()
+
+
+def value_and_grad_of_quadruplets(x, labels, negatives, backend):
+    x = x.detach().requires_grad_()
+    found = ops.batch_all_quadruplet(x, labels, margin=0.0, negatives=negatives, backend=backend)
+    return found, torch.autograd.grad(found.loss, x)[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("backend", ["native", "numba", "reference"])
+def test_margins_on_a_node_count_as_above_it(backend, dtype):
+    """All distances of one-hot rows are the same, so that every t is 0, a node; listed triplets are the same triplets."""
+    labels = torch.tensor([0, 0, 1, 1, 2, 2])
+    place = torch.arange(6)
+    same = labels[:, None] == labels
+    listed = (same & (place[:, None] != place))[:, :, None] & ~same[:, None, :]
+    found = []
+    for tuples in (None, listed.nonzero(as_tuple=True)):
+        x = torch.eye(6, dtype=dtype).requires_grad_()
+        loss = losses.DynamicSoftMarginLoss(backend=backend)
+        value = loss(x, labels, tuples)
+        found.append((value, torch.autograd.grad(value, x)[0], loss.histogram))
+    for one, other in zip(*found):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    assert found[0][1].norm() > 0.6

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from metric_kernels.ordered import SLOPES
-from metric_kernels.terms import ValueTile, sides
+from metric_kernels.terms import ValueTile, sides, spoiled
 
 
 def ranks(
@@ -24,7 +24,7 @@ def ranks(
     values = lists.double().masked_fill(lists == -torch.inf, 0.0)
     sums = pad(values.flip(1).cumsum(1), (1, 0))
     cost = sums[which].gather(1, c) - c * u
-    totals += cost.masked_fill(~negative, 0.0).sum(1) + (tile.v.sum(1) * 0.0)
+    totals += cost.masked_fill(~negative, 0.0).sum(1).masked_fill(spoiled(tile), torch.nan)
     counts += c.masked_fill(~negative, 0).sum(1)
 
 
@@ -62,7 +62,7 @@ def sums(
     for cost, _, inside in _costs(tile, sign, lists, margin, shape, low, high):
         totals += cost.masked_fill(~inside, 0.0).sum(1, dtype=torch.float64)
         counts += inside.sum(1)
-    totals += tile.v.sum(1) * 0.0
+    totals.masked_fill_(spoiled(tile), torch.nan)
 
 
 def sum_grads(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from metric_kernels import backends, distances, reducers
 from metric_kernels.batch import Batch
+from metric_kernels.checks import finite_number
 from metric_kernels.language import Formula
 
 REGISTRY: dict[str, type[Loss]] = {}
@@ -141,8 +142,8 @@ class Loss(nn.Module):
         if isinstance(value, Tensor) and value.requires_grad:
             raise TypeError(f"{name}: expected a number, got a tensor that requires grad; the kernels take it as constant")
         try:
-            return float(value)
-        except (TypeError, ValueError):
+            return finite_number(name, value)
+        except TypeError:
             given = repr(value) if hasattr(self, name) else "no such attribute"
             raise TypeError(f"{name}: the formula of {type(self).__name__} expects a number, got {given}") from None
 
@@ -152,17 +153,6 @@ class Loss(nn.Module):
             raise ValueError(f"ref_emb is not supported for {type(self).__name__}: expected None")
         if listed and batch.pairs is not None:
             raise ValueError(f"indices_tuple: expected None for {type(self).__name__}, which makes its own choice")
-
-
-def whole_number(name: str, value: object) -> int:
-    """A number of something as an integer, which is 1 or more."""
-    try:
-        number = int(value)  # type: ignore[call-overload]
-    except (TypeError, ValueError, OverflowError):
-        number = 0
-    if number < 1:
-        raise ValueError(f"{name}: expected an integer from 1, got {value!r}")
-    return number
 
 
 def check_unanchored(reducer: reducers.Reducer) -> None:

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from metric_kernels.binned import soft_histogram
+from metric_kernels.checks import whole_number
+from metric_kernels.core import arithmetic
 from metric_kernels.distances import LpDistance
 from metric_kernels.extremes import extremes_of
-from metric_kernels.losses._base import Loss, check_unit_distance, whole_number
+from metric_kernels.losses._base import Loss, check_unit_distance
 from metric_kernels.ordered import BatchAllTriplets
 from metric_kernels.terms import evaluate
 from metric_kernels.triplets import Triplets
@@ -59,9 +62,9 @@ class DynamicSoftMarginLoss(Loss):
     def __init__(self, min_val: float = -2.0, num_bins: int = 10, momentum: float = 0.01, **kwargs):
         super().__init__(**kwargs)
         check_unit_distance(self)
-        if not min_val < 0:
-            raise ValueError(f"min_val: expected a number below 0, got {min_val}")
-        if not 0 <= momentum <= 1:
+        if not isinstance(min_val, (int, float)) or not -math.inf < min_val < 0:
+            raise ValueError(f"min_val: expected a finite number below 0, got {min_val!r}")
+        if not isinstance(momentum, (int, float)) or not 0 <= momentum <= 1:
             raise ValueError(f"momentum: expected a number from 0 to 1, got {momentum!r}")
         self.min_val = min_val
         self.num_bins = whole_number("num_bins", num_bins)
@@ -77,8 +80,11 @@ class DynamicSoftMarginLoss(Loss):
 
     def _of_all(self, batch) -> Tensor:
         nodes = [self.min_val + self.delta * b for b in range(self.num_bins + 1)]
-        term = BatchAllTriplets("hinge", self.sign, 0.0, torch.inf, tuple(-node for node in nodes))
+        # A t at a node counts as above it, and hinges are of what is truly above: distances are at most 2, with this rounding.
+        rounding = 4.0 * torch.finfo(arithmetic(batch.x.dtype)).eps
+        term = BatchAllTriplets("hinge", self.sign, 0.0, torch.inf, tuple(rounding - node for node in nodes))
         sums, counts = (t.sum(1) for t in evaluate(term, batch, self.distance, self.backend))
+        sums = sums - rounding * counts
         positives, negatives = batch.numbers()
         number = (positives * negatives).sum().double()
         # Shares of the nodes above each node but the last: clamp((t - node) / delta, 0, 1), summed.

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from metric_kernels.binned import PairHistogram
+from metric_kernels.checks import whole_number
 from metric_kernels.distances import LpDistance
-from metric_kernels.losses._base import Loss, check_unit_distance, whole_number
+from metric_kernels.losses._base import Loss, check_unit_distance
 from metric_kernels.terms import evaluate
 
 

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from metric_kernels import fn
 from metric_kernels.binned import PairHistogram, soft_histogram
-from metric_kernels.losses._base import Loss, whole_number
+from metric_kernels.checks import whole_number
+from metric_kernels.losses._base import Loss
 from metric_kernels.terms import evaluate
 from metric_kernels.tuples import Pairs, values
 
@@ -27,7 +28,7 @@ class HistogramLoss(Loss):
 
     Ustinova and Lempitsky, "Learning Deep Embeddings with Histogram Loss", NeurIPS 2016, with the kernels of its published
     layers. One sweep over the pairs forward, one table look-up for each pair backward. Histograms are sums of integers, the
-    same in any order, and of float64 accuracy.
+    same in any order; where a pair lies between two nodes is known as well as its similarity.
 
     Args:
         n_bins: number of bins, 100 if ``delta`` is None too.

@@ -4,9 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from metric_kernels import fn
+from metric_kernels.checks import whole_number
 from metric_kernels.distances import LpDistance
 from metric_kernels.language import Formula, count, stages_of, total
-from metric_kernels.losses._base import of_elements, whole_number
+from metric_kernels.losses._base import of_elements
 from metric_kernels.losses._triplet import SampledTripletLoss
 from metric_kernels.reducers import AvgNonZeroReducer, DivisorReducer, Reducer, SumReducer
 from metric_kernels.rowstats import Call, row_stats

@@ -24,8 +24,8 @@ class QuadrupletMarginLoss(Loss):
         **kwargs: ``distance`` (LpDistance), ``reducer`` (AvgNonZeroReducer; any mean or sum of the losses inside a window), and
             the others of :class:`~metric_kernels.losses.Loss`.
 
-    Without quadruplets the loss is 0. Listed quadruplets are what :class:`QuadrupletLoss` takes; an ``indices_tuple`` or a
-    reference set raises ValueError here.
+    A loss that equals the upper bound of a ThresholdReducer is inside here. Without quadruplets the loss is 0. Listed
+    quadruplets are what :class:`QuadrupletLoss` takes; an ``indices_tuple`` or a reference set raises ValueError here.
 
     Raises:
         ValueError: unknown ``negatives``, a distance that is not symmetric, or a reducer that needs an anchor.

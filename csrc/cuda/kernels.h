@@ -1,0 +1,42 @@
+// What the CUDA kernels can be asked for. Pointers are those of device memory, sizes and strides are in elements, and every
+// call returns as soon as the work is queued on a stream. Nothing here needs nvcc.
+#pragma once
+#include <cstdint>
+
+#include "../tile.h"
+#include "../values.h"
+
+namespace cuda {
+
+struct Stream {
+  int device;
+  uintptr_t handle;
+};
+
+// See metric_kernels/terms.py. `norm_grad` may be null, and so may `below` further down.
+template <class T> struct PairValues {
+  static void values(const Stream&, const Tile<T>&, T* out, int64_t out_stride);
+  static void slopes(const Stream&, const Tile<T>&, const T* g, int64_t g_stride, T* norm_grad);
+  static void add_transposed(const Stream&, T* matrix, int64_t n, int64_t stride);
+};
+
+// See metric_kernels/ordered.py.
+template <class T> struct OrderedKernels {
+  static void ranks(const Stream&, const Values<T>&, T sign, const Lists<T>&, T margin, double* totals, int64_t* counts,
+                    int64_t* below);
+  static void rank_grads(const Stream&, const Values<T>&, T sign, const Lists<T>&, T margin, const T* scale, T* g,
+                         int64_t g_stride, int64_t* below);
+  static void sums(const Stream&, const Values<T>&, T sign, const Lists<T>&, T margin, const Cost<T>&, double* totals,
+                   int64_t* counts);
+  static void sum_grads(const Stream&, const Values<T>&, T sign, const Lists<T>&, T margin, const Cost<T>&, const T* scale,
+                        T* g, int64_t g_stride, double* slopes);
+  static void nearest(const Stream&, const Values<T>&, T sign, const Lists<T>&, int64_t* columns);
+};
+
+// See metric_kernels/binned.py.
+template <class T> struct BinnedKernels {
+  static void histogram(const Stream&, const Values<T>&, const Nodes&, int bits, int64_t* out, bool* spoiled);
+  static void histogram_grads(const Stream&, const Values<T>&, const Nodes&, const T* tables, T* g, int64_t g_stride);
+};
+
+}  // namespace cuda

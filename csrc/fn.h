@@ -25,6 +25,16 @@ template <class T> MK_FN T minimum(T a, T b) { return (a < b) | (a != a) ? a : b
 template <class T> MK_FN T sqrt(T x) { return std::sqrt(x); }
 template <class T> MK_FN T log(T x) { return std::log(x); }
 
+// a - b of rounded numbers. In the registers of a GPU a product would otherwise be subtracted from before it is rounded.
+MK_FN double difference(double a, double b) { return a - b; }
+MK_FN float difference(float a, float b) {
+#ifdef __CUDA_ARCH__
+  return __fsub_rn(a, b);
+#else
+  return a - b;
+#endif
+}
+
 MK_FN double exp(double x) { return std::exp(x); }
 
 // e^x = 2^n e^r with |r| <= ln 2 / 2: within 2 ulp, 0 below -87.3, inf above 88.37, NaN for NaN.

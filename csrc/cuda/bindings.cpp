@@ -8,10 +8,10 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <vector>
 
+#include "../formula_info.h"
 #include "kernels.h"
-
-namespace py = pybind11;
 
 namespace {
 
@@ -26,6 +26,11 @@ using ValuesGiven = std::tuple<Matrix, int64_t, int64_t, Address, Address, int64
 using ListsGiven = std::tuple<Matrix, int64_t, int64_t, Address>;
 // Products, rows, columns, metric, squared norms of both sides, eps.
 using ProductsGiven = std::tuple<Matrix, int64_t, int64_t, int, Address, Address, double>;
+// Statistics, gradients with respect to them, columns of extremes.
+using SideGiven = std::tuple<Matrix, Matrix, Matrix>;
+// Formula, products, labels of both sides, number of the first row, diagonal, parameters, the two sides.
+using RowsGiven =
+    std::tuple<int, ProductsGiven, Address, Address, int64_t, int64_t, std::vector<double>, SideGiven, SideGiven>;
 // Shape, low, high.
 using CostGiven = std::tuple<std::string, double, double>;
 
@@ -34,10 +39,14 @@ template <class T> T* start(const Matrix& m) { return at<T>(std::get<0>(m)); }
 int64_t stride(const Matrix& m) { return std::get<1>(m); }
 cuda::Stream on(const Queue& q) { return {std::get<0>(q), std::get<1>(q)}; }
 
+void check_diagonal(int64_t diagonal, int64_t columns) {
+  if (diagonal < -1 || diagonal > columns)
+    throw py::value_error("diagonal: expected -1 or a column, got " + std::to_string(diagonal));
+}
+
 template <class T> Values<T> tile_of(const ValuesGiven& given) {
   const auto& [v, m, n, labels, ref_labels, diagonal] = given;
-  if (diagonal < -1 || diagonal > n)
-    throw py::value_error("diagonal: expected -1 or a column, got " + std::to_string(diagonal));
+  check_diagonal(diagonal, n);
   return {start<const T>(v), m, n, stride(v), at<const int64_t>(labels), at<const int64_t>(ref_labels), diagonal, 1};
 }
 
@@ -48,10 +57,33 @@ template <class T> Lists<T> lists_of(const ListsGiven& given) {
 
 template <class T> Tile<T> tile_of(const ProductsGiven& given) {
   const auto& [s, m, n, metric, p, q, eps] = given;
+  check_metric(metric);
   Tile<T> tile{};
   tile.s = start<T>(s), tile.m = m, tile.n = n, tile.stride = stride(s);
   tile.metric = metric, tile.p = at<const T>(p), tile.q = at<const T>(q), tile.eps = T(eps);
   return tile;
+}
+
+template <class T> Side<T> side_of(const SideGiven& given) {
+  const auto& [values, grads, index] = given;
+  return {start<const T>(values), stride(values), start<const T>(grads), stride(grads), start<const int64_t>(index), stride(index)};
+}
+
+template <class T> Output<T> output_of(const Matrix& values, const Matrix& index, const Matrix& scale) {
+  return {start<T>(values), stride(values), start<int64_t>(index), stride(index), start<T>(scale), stride(scale)};
+}
+
+template <class T> cuda::RowArguments<T> rows_of(const Queue& queue, const RowsGiven& given) {
+  const auto& [formula, products, labels, ref_labels, row, diagonal, params, rows, cols] = given;
+  size_t expected = 0;
+  for (const StageInfo& stage : formula_info(formula).stages) expected += stage.params;
+  if (params.size() != expected)
+    throw py::value_error("params: expected " + std::to_string(expected) + " numbers, got " + std::to_string(params.size()));
+  cuda::RowArguments<T> out{on(queue), tile_of<T>(products), params, side_of<T>(rows), side_of<T>(cols)};
+  check_diagonal(diagonal, out.tile.n);
+  out.tile.labels = at<const int64_t>(labels), out.tile.ref_labels = at<const int64_t>(ref_labels);
+  out.tile.row = row, out.tile.diagonal = diagonal;
+  return out;
 }
 
 template <class T> Cost<T> cost_of(const CostGiven& given) {
@@ -126,7 +158,22 @@ template <class T> void define_binned(py::module_ m) {
   });
 }
 
-template <class T> void define(py::module_ m) {
+template <class T> void define_rows(py::module_ m) {
+  using Kernels = cuda::RowKernels<T>;
+  m.def("stats", [](Queue queue, RowsGiven rows, int stage, Matrix values, Matrix index, Matrix scale) {
+    stage_info(formula_info(std::get<0>(rows)), stage);
+    Kernels::stats(rows_of<T>(queue, rows), std::get<0>(rows), stage, output_of<T>(values, index, scale));
+  });
+  m.def("weights", [](Queue queue, RowsGiven rows, bool both, Address norm_grad) {
+    Kernels::weights(rows_of<T>(queue, rows), std::get<0>(rows), both, at<T>(norm_grad));
+  });
+  m.def("input_grads", [](Queue queue, RowsGiven rows, int stage, bool swapped, Matrix out) {
+    stage_info(formula_info(std::get<0>(rows)), stage);
+    Kernels::input_grads(rows_of<T>(queue, rows), std::get<0>(rows), stage, swapped, output_of<T>(out, {}, {}));
+  });
+}
+
+template <class T> void define_terms(py::module_ m) {
   define_values<T>(m);
   define_ordered<T>(m);
   define_binned<T>(m);
@@ -150,8 +197,11 @@ std::optional<std::string> problem() {
 
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "CUDA kernels of metric_kernels: a submodule for each type of numbers.";
-  define<float>(m.def_submodule("float32"));
-  define<double>(m.def_submodule("float64"));
+  py::module_ single = m.def_submodule("float32");
+  define_rows<float>(single);
+  define_terms<float>(single);
+  define_terms<double>(m.def_submodule("float64"));
+  define_formulas(m);
   m.def("problem", &problem);
 #ifdef CUDA_ON_CPU
   m.attr("device") = "cpu";

@@ -2,6 +2,7 @@
 // call returns as soon as the work is queued on a stream. Nothing here needs nvcc.
 #pragma once
 #include <cstdint>
+#include <vector>
 
 #include "../tile.h"
 #include "../values.h"
@@ -31,6 +32,19 @@ template <class T> struct OrderedKernels {
   static void sum_grads(const Stream&, const Values<T>&, T sign, const Lists<T>&, T margin, const Cost<T>&, const T* scale,
                         T* g, int64_t g_stride, double* slopes);
   static void nearest(const Stream&, const Values<T>&, T sign, const Lists<T>&, int64_t* columns);
+};
+
+// See metric_kernels/tile.py. Formulas have the numbers of the table that csrc/generate.py prints.
+template <class T> struct RowArguments {
+  Stream stream;
+  Tile<T> tile;
+  std::vector<double> params;
+  Side<T> rows, cols;
+};
+template <class T> struct RowKernels {
+  static void stats(const RowArguments<T>&, int formula, int stage, const Output<T>&);
+  static void weights(const RowArguments<T>&, int formula, bool both, T* norm_grad);
+  static void input_grads(const RowArguments<T>&, int formula, int stage, bool swapped, const Output<T>&);
 };
 
 // See metric_kernels/binned.py.

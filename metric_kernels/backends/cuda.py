@@ -8,8 +8,9 @@ import importlib
 import torch
 from torch import Tensor
 
-from metric_kernels.language import Formula
-from metric_kernels.tile import Tile
+from metric_kernels.backends.native import mismatch
+from metric_kernels.language import Formula, Op
+from metric_kernels.tile import Side, StageByStage, Tile
 
 _MODULES = {torch.float32: "float32", torch.float64: "float64"}
 
@@ -23,7 +24,7 @@ def _extension() -> tuple[object, str | None]:
         return None, f"the CUDA extension is missing ({error}); install with nvcc and METRIC_KERNELS_CUDA=1 to build it"
 
 
-class CudaBackend:
+class CudaBackend(StageByStage):
     name = "cuda"
 
     def unusable(self) -> str | None:
@@ -50,7 +51,32 @@ class CudaBackend:
         return self.unusable()
 
     def supports(self, formula: Formula, metric: type, device: str, dtype: torch.dtype) -> str | None:
-        return "has no row kernels"
+        if reason := self.unsuited(device, dtype):
+            return reason
+        if dtype != torch.float32:
+            return f"computes formulas in float32, not in {dtype}"
+        return mismatch(_extension()[0], formula, metric)
+
+    def stage_stats(
+        self, op: Op, stage: int, tile: Tile, rows: Tensor, cols: Tensor, out: Tensor, index: Tensor, scale: Tensor
+    ) -> None:
+        before, others = ((_statistics(*of, tile), _NOTHING, _NOTHING) for of in (("rows", rows, 0), ("cols", cols, 1)))
+        outputs = (("out", out), ("index", index), ("scale", scale))
+        written = (_statistics(name, t, 0, tile) for name, t in outputs)
+        call("stats", tile.s, _rows(op, tile, before, others), stage, *written)
+
+    def weights(self, op: Op, tile: Tile, rows: Side, cols: Side, both: bool, norm_grad: Tensor | None):
+        others = _side("cols", cols, 1, tile) if both or op.formula.two_sided else _NO_SIDE
+        points = _rows(op, tile, _side("rows", rows, 0, tile), others)
+        call("weights", tile.s, points, both, vector("norm_grad", norm_grad, len(tile.s), tile.s))
+
+    def input_grads(self, op: Op, stage: int, tile: Tile, rows: Side, cols: Side, swapped: bool) -> Tensor:
+        current = op.formula.stages[stage]
+        out = tile.s.new_empty(len(current.cols if swapped else current.rows), len(tile.s))
+        others = _side("cols", cols, 1, tile) if swapped or current.cols else _NO_SIDE
+        points = _rows(op, tile, _side("rows", rows, 0, tile), others)
+        call("input_grads", tile.s, points, stage, swapped, _statistics("out", out, 0, tile))
+        return out
 
     def values(self, metric: type, tile: Tile) -> Tensor:
         out = torch.empty_like(tile.s)
@@ -104,14 +130,35 @@ def _check(name: str, t: Tensor, shape: tuple[int, ...], like: Tensor, dtype: to
         raise ValueError(f"{name}: expected {wanted}, got {given}")
 
 
+_NOTHING = (0, 0)
+_NO_SIDE = (_NOTHING, _NOTHING, _NOTHING)
+
+
+def _statistics(name: str, t: Tensor, side: int, tile: Tile) -> tuple[int, int]:
+    """Statistics of the points of the rows (0) or columns (1) of a tile; nothing where there are none."""
+    dtype = torch.int64 if t.dtype == torch.int64 else None
+    return matrix(name, t, (len(t), tile.s.shape[side]), tile.s, dtype) if len(t) else _NOTHING
+
+
+def _side(name: str, points: Side, side: int, tile: Tile) -> tuple:
+    return tuple(_statistics(f"{name}.{field}", t, side, tile) for field, t in zip(Side._fields, points))
+
+
+def _rows(op: Op, tile: Tile, rows: tuple, cols: tuple) -> tuple:
+    """A tile as the entry points of formulas take it."""
+    (m, n), integers = tile.s.shape, torch.int64
+    labels = vector("labels", tile.labels, m, tile.s, integers), vector("ref_labels", tile.ref_labels, n, tile.s, integers)
+    params = [p for stage in op.params for p in stage]
+    formula = _extension()[0].formulas[op.formula.key][0]
+    return formula, _products(op.metric, tile), *labels, tile.row, tile.diagonal, params, rows, cols
+
+
 def _products(metric: type, tile: Tile) -> tuple:
     """A tile without labels as the entry points take it."""
-    from metric_kernels.metrics import METRICS
-
     s, (m, n) = tile.s, tile.s.shape
     p, q = (tile.p, tile.q) if metric.norms else (None, None)
     norms = vector("p", p, m, s), vector("q", q, n, s)
-    return matrix("s", s, (m, n), s), m, n, METRICS.index(metric), *norms, tile.eps
+    return matrix("s", s, (m, n), s), m, n, _extension()[0].metrics[metric.__name__], *norms, tile.eps
 
 
 BACKEND = CudaBackend()

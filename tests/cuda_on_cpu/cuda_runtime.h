@@ -4,6 +4,7 @@
 // error, as is a barrier that part of a block passes by. CUDA_ON_CPU_ORDER=backwards runs blocks and threads in the opposite
 // order: a kernel whose result depends on it has a race.
 #pragma once
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -44,7 +45,9 @@ struct Barrier {
 };
 
 struct Thread {
-  ucontext_t context;
+  ucontext_t start;
+  jmp_buf place;
+  bool started = false;
   std::unique_ptr<char[]> stack{new char[STACK]};
   const Barrier* at = nullptr;  // where it waits
   int64_t since = 0;
@@ -58,18 +61,24 @@ struct Block {
   std::vector<Thread> threads;
   std::vector<Barrier> warps;
   Barrier all;
-  ucontext_t scheduler;
+  jmp_buf scheduler;
   std::function<void()> kernel;
-  std::string error;
 };
 
 inline Block block;
 
 inline Thread& current() { return block.threads[threadIdx.x]; }
 
+// Contexts are for the start only: changing them asks the kernel of the system each time.
 inline void yield() {
-  Thread& me = current();
-  swapcontext(&me.context, &block.scheduler);
+  if (!_setjmp(current().place)) _longjmp(block.scheduler, 1);
+}
+
+inline void resume(Thread& thread) {
+  if (_setjmp(block.scheduler)) return;
+  if (thread.started) _longjmp(thread.place, 1);
+  thread.started = true;
+  setcontext(&thread.start);
 }
 
 inline void wait(Barrier& barrier, int expected) {
@@ -101,10 +110,10 @@ inline bool run_block(int size, bool reversed) {
   if (int(block.threads.size()) != size) block.threads = std::vector<Thread>(size);
   block.warps.assign(size / WARP, {}), block.all = {};
   for (Thread& thread : block.threads) {
-    getcontext(&thread.context);
-    thread.context.uc_stack.ss_sp = thread.stack.get(), thread.context.uc_stack.ss_size = STACK;
-    thread.context.uc_link = nullptr, thread.at = nullptr, thread.finished = false;
-    makecontext(&thread.context, body, 0);
+    getcontext(&thread.start);
+    thread.start.uc_stack.ss_sp = thread.stack.get(), thread.start.uc_stack.ss_size = STACK;
+    thread.start.uc_link = nullptr, thread.at = nullptr, thread.started = thread.finished = false;
+    makecontext(&thread.start, body, 0);
   }
   for (int finished = 0, moved = 1; finished < size;) {
     if (!moved) return false;
@@ -114,7 +123,7 @@ inline bool run_block(int size, bool reversed) {
       Thread& thread = block.threads[number];
       if (thread.finished || thread.waits()) continue;
       threadIdx.x = unsigned(number), ++moved;
-      swapcontext(&block.scheduler, &thread.context);
+      resume(thread);
       finished += thread.finished;
     }
   }

@@ -173,7 +173,8 @@ template <class T> void define_rows(py::module_ m) {
   });
 }
 
-template <class T> void define_terms(py::module_ m) {
+template <class T> void define(py::module_ m) {
+  define_rows<T>(m);
   define_values<T>(m);
   define_ordered<T>(m);
   define_binned<T>(m);
@@ -197,10 +198,8 @@ std::optional<std::string> problem() {
 
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "CUDA kernels of metric_kernels: a submodule for each type of numbers.";
-  py::module_ single = m.def_submodule("float32");
-  define_rows<float>(single);
-  define_terms<float>(single);
-  define_terms<double>(m.def_submodule("float64"));
+  define<float>(m.def_submodule("float32"));
+  define<double>(m.def_submodule("float64"));
   define_formulas(m);
   m.def("problem", &problem);
 #ifdef CUDA_ON_CPU

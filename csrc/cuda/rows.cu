@@ -24,5 +24,6 @@ void RowKernels<T>::input_grads(const RowArguments<T>& a, int formula, int stage
 }
 
 template struct RowKernels<float>;
+template struct RowKernels<double>;
 
 }  // namespace cuda

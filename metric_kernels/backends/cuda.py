@@ -51,11 +51,7 @@ class CudaBackend(StageByStage):
         return self.unusable()
 
     def supports(self, formula: Formula, metric: type, device: str, dtype: torch.dtype) -> str | None:
-        if reason := self.unsuited(device, dtype):
-            return reason
-        if dtype != torch.float32:
-            return f"computes formulas in float32, not in {dtype}"
-        return mismatch(_extension()[0], formula, metric)
+        return self.unsuited(device, dtype) or mismatch(_extension()[0], formula, metric)
 
     def stage_stats(
         self, op: Op, stage: int, tile: Tile, rows: Tensor, cols: Tensor, out: Tensor, index: Tensor, scale: Tensor

@@ -27,8 +27,8 @@ def reason_against() -> str | None:
     return _script("nvcc").find()[1]
 
 
-def kernels(architecture: int) -> Iterator[tuple[str, Usage]]:
-    """Compiles every source. The name of each kernel and what it needs, according to the assembler."""
+def kernels(architecture: int, only: str | None = None) -> Iterator[tuple[str, Usage]]:
+    """Compiles every source, or one. The name of each kernel and what it needs, according to the assembler."""
     nvcc = _script("nvcc")
     with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor() as pool:
         folder = Path(temporary)
@@ -37,7 +37,7 @@ def kernels(architecture: int) -> Iterator[tuple[str, Usage]]:
         def compiled(source: Path) -> str:
             return nvcc.compile(source, folder / f"{source.name}.o", [folder, CSRC], [architecture], "-Xptxas=-v")
 
-        for report in pool.map(compiled, nvcc.KERNELS):
+        for report in pool.map(compiled, [source for source in nvcc.KERNELS if only in (None, source.name)]):
             yield from usages(report)
 
 

@@ -5,7 +5,7 @@
 
 __global__ void read_before_written(int* out) {
   __shared__ int of_thread[cuda::THREADS];
-  of_thread[threadIdx.x] = threadIdx.x + blockIdx.x;
+  of_thread[threadIdx.x] = threadIdx.x;
   out[threadIdx.x] = of_thread[(threadIdx.x + 1) % cuda::THREADS];
 }
 
@@ -19,9 +19,9 @@ __global__ void sum_of_threads(int* out) {
 }
 
 int main() {
-  int out[cuda::THREADS] = {};
-  cuda::launch({0, 0}, dim3(2), read_before_written, out);
-  for (int k : out) std::printf("%d ", k);
+  int of_thread[cuda::THREADS] = {}, *out = of_thread;
+  cuda::launch({0, 0}, dim3(1), read_before_written, out);
+  for (int k : of_thread) std::printf("%d ", k);
   std::printf("\n");
   try {
     cuda::launch({0, 0}, dim3(1), half_a_barrier);

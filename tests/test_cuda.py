@@ -25,6 +25,7 @@ from metric_kernels.distances import LpDistance, SNRDistance
 from metric_kernels.extremes import FORMULA
 from metric_kernels.language import Op
 from metric_kernels.metrics import METRICS, Euclidean
+from metric_kernels.ordered import BatchAllTriplets
 from metric_kernels.terms import ValueTile
 from metric_kernels.tile import Side, Tile
 
@@ -249,6 +250,38 @@ def test_ranks(columns, length, shared, dtype):
         present = lists > -torch.inf
         found.append((totals, counts, below[present], again[present], g))
     torch.testing.assert_close(*found, **CLOSE[dtype], equal_nan=True)
+
+
+# As many positives as are compared value by value, as are searched, and more than are gathered at a time.
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("diagonal", [0, -1])
+@pytest.mark.parametrize("columns, classes", [(3, 3), (40, 7), (300, 4), (2500, 2), (30, 1)])
+def test_triplets_of_gathered_positives_are_those_of_lists(columns, classes, diagonal, dtype):
+    tile = value_tile(columns, dtype, nan=columns == 40)
+    ref_labels = -torch.randperm(columns).to(DEVICE) % classes
+    tile = tile._replace(ref_labels=ref_labels, labels=ref_labels[:3].clone(), diagonal=diagonal)
+    term = BatchAllTriplets("hinge", -1.0, 0.0, math.inf, (0.25, 1.0))
+    grads, found = torch.randn(2, 3, dtype=torch.float64).to(DEVICE), []
+    for kernels in (backends.load(name).ordered for name in ("cuda", "reference")):
+        totals, counts = torch.ones_like(grads), torch.ones(2, 3, dtype=torch.int64, device=DEVICE)
+        g = torch.ones_like(tile.v)
+        term.forward(kernels, (tile,), totals, counts)
+        term.backward(kernels, tile, g, grads, ())
+        found.append((totals, counts, g[::2]))
+    torch.testing.assert_close(*found, **CLOSE[dtype], equal_nan=True)
+
+
+@pytest.mark.usefixtures("kernels")
+def test_batch_all_triplets_wait_for_no_number(monkeypatch):
+    """Nothing between the products asks a tensor for its numbers, so that nobody waits for a GPU."""
+    term = BatchAllTriplets("hinge", 1.0, 0.0, math.inf, (0.25,))
+    tile, kernels = value_tile(40, torch.float32), backends.load("cuda").ordered
+    totals, counts = torch.zeros(1, 3, dtype=torch.float64, device=DEVICE), torch.zeros(1, 3, dtype=torch.int64, device=DEVICE)
+    for name in ("__int__", "__bool__", "__index__", "__float__", "item", "tolist", "nonzero", "unique"):
+        monkeypatch.setattr(torch.Tensor, name, lambda *_, name=name: pytest.fail(f"{name} waits for the GPU"))
+    term.forward(kernels, (tile,), totals, counts)
+    term.backward(kernels, tile, torch.zeros_like(tile.v), totals, ())
 
 
 @pytest.mark.usefixtures("kernels")

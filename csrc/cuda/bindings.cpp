@@ -24,6 +24,8 @@ using Matrix = std::tuple<Address, int64_t>;
 using ValuesGiven = std::tuple<Matrix, int64_t, int64_t, Address, Address, int64_t>;
 // Values, number of lists, length, the list of each row.
 using ListsGiven = std::tuple<Matrix, int64_t, int64_t, Address>;
+// Order, first, number.
+using MembersGiven = std::tuple<Address, Address, Address>;
 // Products, rows, columns, metric, squared norms of both sides, eps.
 using ProductsGiven = std::tuple<Matrix, int64_t, int64_t, int, Address, Address, double>;
 // Statistics, gradients with respect to them, columns of extremes.
@@ -53,6 +55,11 @@ template <class T> Values<T> tile_of(const ValuesGiven& given) {
 template <class T> Lists<T> lists_of(const ListsGiven& given) {
   const auto& [values, number, length, which] = given;
   return {start<const T>(values), number, length, stride(values), at<const int64_t>(which)};
+}
+
+cuda::Members members_of(const MembersGiven& given) {
+  const auto& [order, first, number] = given;
+  return {at<const int64_t>(order), at<const int64_t>(first), at<const int64_t>(number)};
 }
 
 template <class T> Tile<T> tile_of(const ProductsGiven& given) {
@@ -127,6 +134,16 @@ template <class T> void define_ordered(py::module_ m) {
                          Address below) {
     Kernels::rank_grads(on(queue), tile_of<T>(tile), T(sign), lists_of<T>(lists), T(margin), at<const T>(scale), start<T>(g),
                         stride(g), at<int64_t>(below));
+  });
+  m.def("triplets", [](Queue queue, ValuesGiven tile, double sign, MembersGiven members, double margin, Address totals,
+                       Address counts) {
+    Kernels::triplets(on(queue), tile_of<T>(tile), T(sign), members_of(members), T(margin), at<double>(totals),
+                      at<int64_t>(counts));
+  });
+  m.def("triplet_grads", [](Queue queue, ValuesGiven tile, double sign, MembersGiven members, double margin, Address scale,
+                            Matrix g) {
+    Kernels::triplet_grads(on(queue), tile_of<T>(tile), T(sign), members_of(members), T(margin), at<const T>(scale),
+                           start<T>(g), stride(g));
   });
   m.def("sums", [](Queue queue, ValuesGiven tile, double sign, ListsGiven lists, double margin, CostGiven cost, Address totals,
                    Address counts) {

@@ -21,12 +21,22 @@ template <class T> struct PairValues {
   static void add_transposed(const Stream&, T* matrix, int64_t n, int64_t stride);
 };
 
+// The columns of a matrix by label, and where the class of each row begins among them, and how many it has.
+struct Members {
+  const int64_t* order;
+  const int64_t* first;
+  const int64_t* number;
+};
+
 // See metric_kernels/ordered.py.
 template <class T> struct OrderedKernels {
   static void ranks(const Stream&, const Values<T>&, T sign, const Lists<T>&, T margin, double* totals, int64_t* counts,
                     int64_t* below);
   static void rank_grads(const Stream&, const Values<T>&, T sign, const Lists<T>&, T margin, const T* scale, T* g,
                          int64_t g_stride, int64_t* below);
+  static void triplets(const Stream&, const Values<T>&, T sign, const Members&, T margin, double* totals, int64_t* counts);
+  static void triplet_grads(const Stream&, const Values<T>&, T sign, const Members&, T margin, const T* scale, T* g,
+                            int64_t g_stride);
   static void sums(const Stream&, const Values<T>&, T sign, const Lists<T>&, T margin, const Cost<T>&, double* totals,
                    int64_t* counts);
   static void sum_grads(const Stream&, const Values<T>&, T sign, const Lists<T>&, T margin, const Cost<T>&, const T* scale,

@@ -11,8 +11,10 @@ namespace {
 // Columns that a thread holds, and a block.
 constexpr int HELD = 8;
 constexpr int64_t TILE = HELD * cuda::THREADS;
+// What shared memory holds of a list that is given, short or not, and of one that is gathered.
+constexpr int SHORT = 32, LONG = 2048, GATHERED = 1024;
 // Lists of up to so many values are compared value by value, longer ones searched. Not measured on a GPU yet.
-constexpr int SHORT = 32, LONG = 2048;
+constexpr int COMPARED = 8;
 constexpr int PAIRED = 256;
 
 // Some columns of a row as a thread holds them, HELD of them from j0 on.
@@ -35,33 +37,85 @@ template <class T> struct Columns {
   static __device__ int64_t number(int64_t j0, int h) { return j0 + h * cuda::THREADS + threadIdx.x; }
 };
 
-// A part of a sorted list in shared memory.
-template <class T, int LENGTH> struct Part {
+// Where a row finds its list: among lists that are given and sorted,
+template <class T> struct GivenLists {
+  static constexpr bool sorted = true;
+  Lists<T> lists;
+
+  // Only the GPU can know, without waiting for it, whether there is such a list.
+  __device__ bool there(int64_t i) const { return lists.which[i] >= 0 && lists.which[i] < lists.number; }
+  __device__ int64_t length(int64_t) const { return lists.length; }
+  __device__ T value(const Values<T>&, int64_t i, int64_t k) const { return lists.values[lists.which[i] * lists.stride + k]; }
+};
+
+// or in its own positives, not sorted.
+template <class T> struct OwnPositives {
+  static constexpr bool sorted = false;
+  cuda::Members members;
+  T sign;
+
+  __device__ bool there(int64_t) const { return true; }
+  __device__ int64_t length(int64_t i) const { return members.number[i]; }
+  __device__ int64_t column(int64_t i, int64_t k) const { return members.order[members.first[i] + k]; }
+  __device__ T value(const Values<T>& tile, int64_t i, int64_t k) const {
+    const int64_t j = column(i, k);
+    const bool self = tile.diagonal >= 0 && j == tile.diagonal + i;
+    return self ? -std::numeric_limits<T>::infinity() : sign * tile.v[i * tile.stride + j];
+  }
+};
+
+// A part of the list of a row in shared memory, sorted. Values of -inf come first and are above nothing.
+template <class Source, class T, int LENGTH> struct Part {
   T list[LENGTH];
-  double sums[LENGTH + 1];  // of the c largest values, at [c]
-  int with[LENGTH];         // columns with c values above them, at [length - c]
+  double sums[LENGTH + 1];                     // of the c largest values, at [c]
+  int with[LENGTH];                            // columns with c values above them, at [length - c]
+  int16_t place[Source::sorted ? 1 : LENGTH];  // where a value was before the part was sorted, -1 for none
   int length;
 
-  __device__ void take(const T* values, int64_t number) {
+  __device__ void take(const Source& source, const Values<T>& tile, int64_t i, int64_t from) {
+    const int number = int(min(int64_t(LENGTH), source.length(i) - from));
+    int size = number;
+    if constexpr (!Source::sorted)
+      for (size = 1; size < number; size *= 2) {
+      }
     __syncthreads();
-    if (threadIdx.x == 0) length = int(number), sums[0] = 0;
-    for (int k = threadIdx.x; k < number; k += cuda::THREADS) {
-      list[k] = values[k], with[k] = 0;
-      sums[number - k] = double(values[k]);
+    for (int k = threadIdx.x; k < size; k += cuda::THREADS) {
+      list[k] = k < number ? source.value(tile, i, from + k) : -std::numeric_limits<T>::infinity();
+      if constexpr (!Source::sorted) place[k] = int16_t(k < number ? k : -1);
+      with[k] = 0;
     }
+    if (threadIdx.x == 0) length = size, sums[0] = 0;
     __syncthreads();
-    accumulate(sums + 1, int(number));
+    if constexpr (!Source::sorted) sort(size);
+    for (int k = threadIdx.x; k < size; k += cuda::THREADS) sums[size - k] = double(list[k]);
+    __syncthreads();
+    accumulate(sums + 1, size);
   }
 
-  // Neither -inf in the list nor NaN in u is above or below anything.
+  // Bitonic; the size is a power of two.
+  __device__ void sort(int size) {
+    for (int run = 2; run <= size; run *= 2)
+      for (int step = run / 2; step; step /= 2) {
+        for (int pair = threadIdx.x; pair < size / 2; pair += cuda::THREADS) {
+          const int a = pair / step * 2 * step + pair % step, b = a + step;
+          if ((list[b] < list[a]) == ((a & run) == 0) && list[a] != list[b]) {
+            const T value = list[a];
+            const int16_t from = place[a];
+            list[a] = list[b], place[a] = place[b];
+            list[b] = value, place[b] = from;
+          }
+        }
+        __syncthreads();
+      }
+  }
+
   __device__ int above(T u) const {
-    if (!(u < list[length - 1])) return 0;
-    if constexpr (LENGTH <= SHORT) {
-      int number = 0;
+    if (!length || !(u < list[length - 1])) return 0;
+    int number = 0, low = 0, high = length;
+    if (length <= COMPARED) {
       for (int k = 0; k < length; ++k) number += list[k] > u;
       return number;
     }
-    int low = 0, high = length;
     while (low < high) {
       const int middle = (low + high) / 2;
       if (list[middle] > u) high = middle;
@@ -70,65 +124,52 @@ template <class T, int LENGTH> struct Part {
     return length - low;
   }
 
-  // Adds, for each value, the number of columns below it.
-  __device__ void hand_on(int64_t* below) {
+  // visit(k, number of columns below the value) for each value that has some.
+  template <class Visit> __device__ void each_below(Visit visit) {
     __syncthreads();
     accumulate(with, length);
-    for (int k = threadIdx.x; k < length; k += cuda::THREADS) {
-      add_shared(below + k, with[k]);
-      with[k] = 0;
-    }
-    __syncthreads();
+    for (int k = threadIdx.x; k < length; k += cuda::THREADS)
+      if (with[k]) visit(k, with[k]);
   }
 };
 
-// Goes through the columns of a row: in_part(part, u, c) for each column and part of the list with c values above u there, and
-// column(j, c) for each column with c in all. Returns whether a value of the row is NaN.
-template <class T, int LENGTH, class InPart, class Column>
-__device__ int sweep(const Values<T>& tile, int64_t i, T sign, const Lists<T>& lists, T margin, int64_t* below,
-                     Part<T, LENGTH>& part, InPart in_part, Column column) {
-  const T* list = lists.values + lists.which[i] * lists.stride;
-  int64_t* own_below = below ? below + lists.which[i] * lists.length : nullptr;
+// visit(j, u, c) for each column with c > 0 values of the part above u. Returns whether a value of the row is NaN.
+template <class Part, class T, class Visit>
+__device__ int each_active(Part& part, const Values<T>& tile, int64_t i, T sign, T margin, bool below, Visit visit) {
   int spoiled = 0;
   for (int64_t j0 = 0; j0 < tile.n; j0 += TILE) {
     const Columns<T> columns(tile, i, j0, sign, margin);
-    int64_t c[HELD] = {};
     spoiled |= columns.spoiled;
-    for (int64_t k0 = 0; k0 < lists.length; k0 += LENGTH) {
-      const bool whole = lists.length <= LENGTH;
-      if (j0 == 0 || !whole) part.take(list + k0, min(int64_t(LENGTH), lists.length - k0));
-      for (int h = 0; h < HELD; ++h) {
-        const int number = part.above(columns.u[h]);
-        if (!number) continue;
-        c[h] += number;
-        in_part(part, columns.u[h], number);
-        if (below) atomicAdd(part.with + part.length - number, 1);
-      }
-      if (below && (!whole || j0 + TILE >= tile.n)) part.hand_on(own_below + k0);
+    for (int h = 0; h < HELD; ++h) {
+      const int number = part.above(columns.u[h]);
+      if (!number) continue;
+      visit(columns.number(j0, h), columns.u[h], number);
+      if (below) atomicAdd(part.with + part.length - number, 1);
     }
-    for (int h = 0; h < HELD; ++h)
-      if (c[h]) column(columns.number(j0, h), c[h]);
   }
   return spoiled;
 }
 
-// Whether row i has a list, which only the GPU can know without waiting for it.
-template <class T> __device__ bool listed(const Lists<T>& lists, int64_t i) {
-  return lists.which[i] >= 0 && lists.which[i] < lists.number;
-}
-
-template <class T, int LENGTH>
-__global__ void rank_rows(Values<T> tile, T sign, Lists<T> lists, T margin, double* totals, int64_t* counts, int64_t* below) {
-  __shared__ Part<T, LENGTH> part;
+template <int LENGTH, class Source, class T>
+__global__ void rank_rows(Values<T> tile, T sign, Source source, T margin, double* totals, int64_t* counts, int64_t* below) {
+  __shared__ Part<Source, T, LENGTH> part;
   const int64_t i = blockIdx.x;
   double total = 0;
-  int64_t count = 0;
-  int spoiled = !listed(lists, i);
-  if (!spoiled)
-    spoiled = sweep(
-        tile, i, sign, lists, margin, below, part,
-        [&](const Part<T, LENGTH>& of, T u, int c) { total += of.sums[c] - double(c) * double(u), count += c; },
-        [](int64_t, int64_t) {});
+  int64_t count = 0, from = 0;
+  int spoiled = !source.there(i);
+  if (!spoiled) do {
+      part.take(source, tile, i, from);
+      spoiled |= each_active(part, tile, i, sign, margin, below, [&](int64_t, T u, int c) {
+        total += part.sums[c] - double(c) * double(u);
+        count += c;
+      });
+      if constexpr (Source::sorted)
+        if (below)
+          part.each_below([&](int k, int number) {
+            add_shared(below + source.lists.which[i] * source.lists.length + from + k, number);
+          });
+      from += LENGTH;
+    } while (from < source.length(i));
   total = summed(total);
   count = summed(count);
   spoiled = summed(spoiled);
@@ -137,16 +178,28 @@ __global__ void rank_rows(Values<T> tile, T sign, Lists<T> lists, T margin, doub
   counts[i] += count;
 }
 
-template <class T, int LENGTH>
-__global__ void rank_grad_rows(Values<T> tile, T sign, Lists<T> lists, T margin, const T* scale, T* g, int64_t g_stride,
+// The gradients of positives go to g as well, where they are the row's own.
+template <int LENGTH, class Source, class T>
+__global__ void rank_grad_rows(Values<T> tile, T sign, Source source, T margin, const T* scale, T* g, int64_t g_stride,
                                int64_t* below) {
-  __shared__ Part<T, LENGTH> part;
+  __shared__ Part<Source, T, LENGTH> part;
   const int64_t i = blockIdx.x;
-  if (!listed(lists, i)) return;
-  const T factor = -sign * scale[i];
+  if (!source.there(i)) return;
+  const T factor = sign * scale[i];
   T* out = g + i * g_stride;
-  sweep(tile, i, sign, lists, margin, below, part, [](const Part<T, LENGTH>&, T, int) {},
-        [&](int64_t j, int64_t c) { out[j] += factor * T(c); });
+  for (int64_t from = 0; from < source.length(i); from += LENGTH) {
+    part.take(source, tile, i, from);
+    each_active(part, tile, i, sign, margin, below || !Source::sorted,
+                [&](int64_t j, T, int c) { out[j] -= factor * T(c); });
+    if constexpr (!Source::sorted)
+      part.each_below([&](int k, int number) {
+        if (part.place[k] >= 0) out[source.column(i, from + part.place[k])] += factor * T(number);
+      });
+    else if (below)
+      part.each_below([&](int k, int number) {
+        add_shared(below + source.lists.which[i] * source.lists.length + from + k, number);
+      });
+  }
 }
 
 // Other shapes than the hinge: every pair of a value of the list and a negative.
@@ -269,15 +322,33 @@ namespace cuda {
 template <class T>
 void OrderedKernels<T>::ranks(const Stream& stream, const Values<T>& tile, T sign, const Lists<T>& lists, T margin,
                               double* totals, int64_t* counts, int64_t* below) {
-  const auto kernel = lists.length <= SHORT ? rank_rows<T, SHORT> : rank_rows<T, LONG>;
-  launch(stream, block_each(tile.m), kernel, tile, sign, lists, margin, totals, counts, below);
+  using Source = GivenLists<T>;
+  const auto kernel = lists.length <= SHORT ? rank_rows<SHORT, Source, T> : rank_rows<LONG, Source, T>;
+  launch(stream, block_each(tile.m), kernel, tile, sign, Source{lists}, margin, totals, counts, below);
 }
 
 template <class T>
 void OrderedKernels<T>::rank_grads(const Stream& stream, const Values<T>& tile, T sign, const Lists<T>& lists, T margin,
                                    const T* scale, T* g, int64_t g_stride, int64_t* below) {
-  const auto kernel = lists.length <= SHORT ? rank_grad_rows<T, SHORT> : rank_grad_rows<T, LONG>;
-  launch(stream, block_each(tile.m), kernel, tile, sign, lists, margin, scale, g, g_stride, below);
+  using Source = GivenLists<T>;
+  const auto kernel = lists.length <= SHORT ? rank_grad_rows<SHORT, Source, T> : rank_grad_rows<LONG, Source, T>;
+  launch(stream, block_each(tile.m), kernel, tile, sign, Source{lists}, margin, scale, g, g_stride, below);
+}
+
+template <class T>
+void OrderedKernels<T>::triplets(const Stream& stream, const Values<T>& tile, T sign, const Members& members, T margin,
+                                 double* totals, int64_t* counts) {
+  using Source = OwnPositives<T>;
+  const Source source{members, sign};
+  launch(stream, block_each(tile.m), rank_rows<GATHERED, Source, T>, tile, sign, source, margin, totals, counts, nullptr);
+}
+
+template <class T>
+void OrderedKernels<T>::triplet_grads(const Stream& stream, const Values<T>& tile, T sign, const Members& members, T margin,
+                                      const T* scale, T* g, int64_t g_stride) {
+  using Source = OwnPositives<T>;
+  const Source source{members, sign};
+  launch(stream, block_each(tile.m), rank_grad_rows<GATHERED, Source, T>, tile, sign, source, margin, scale, g, g_stride, nullptr);
 }
 
 template <class T>

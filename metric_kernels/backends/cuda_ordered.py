@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from metric_kernels.backends.cuda import call, matrix, vector, whole
+from metric_kernels.ordered import Members
 from metric_kernels.terms import ValueTile
 
 
@@ -29,6 +30,17 @@ def rank_grads(
     scale = scale.contiguous()
     given = vector("scale", scale, len(tile.v), tile.v), matrix("g", g, tile.v.shape, tile.v), _below(below, lists)
     on_tile("rank_grads", tile, sign, _lists(lists, tile, which), margin, *given)
+
+
+def triplets(tile: ValueTile, sign: float, members: Members, margin: float, totals: Tensor, counts: Tensor):
+    sums = vector("totals", totals, len(tile.v), tile.v, torch.float64), _integers("counts", counts, len(tile.v), tile.v)
+    on_tile("triplets", tile, sign, _members(members, tile), margin, *sums)
+
+
+def triplet_grads(tile: ValueTile, sign: float, members: Members, margin: float, scale: Tensor, g: Tensor):
+    scale = scale.contiguous()
+    given = vector("scale", scale, len(tile.v), tile.v), matrix("g", g, tile.v.shape, tile.v)
+    on_tile("triplet_grads", tile, sign, _members(members, tile), margin, *given)
 
 
 def sums(
@@ -84,6 +96,11 @@ def _lists(lists: Tensor, tile: ValueTile, which: Tensor | None = None) -> tuple
     number, length = lists.shape if which is not None else (rows, lists.shape[1])
     owners = 0 if which is None else _integers("which", which, rows, tile.v)
     return matrix("lists", lists, (number, length), tile.v), number, length, owners
+
+
+def _members(members: Members, tile: ValueTile) -> tuple:
+    m, n = tile.v.shape
+    return tuple(_integers(name, t, size, tile.v) for name, t, size in zip(Members._fields, members, (n, m, m)))
 
 
 def _below(below: Tensor | None, lists: Tensor) -> int:

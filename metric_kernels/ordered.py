@@ -57,7 +57,7 @@ NEGATIVES = ("disjoint", "all", "other_class")
 
 
 class Members(NamedTuple):
-    """The columns (n,) of a tile by label, and where the points with the label of each row begin there (m,) and their number."""
+    """The columns (n,) of a tile by label, and for each row (m,) where those with its label begin there, and their number."""
 
     order: Tensor
     first: Tensor

@@ -17,6 +17,7 @@ from accuracy import assert_accurate
 from cases import ALL_LOSSES, PARAMS, SELF_AND_REF, embeddings, unbalanced_labels, value_and_grads
 from oracles import ORACLES
 from term_cases import CASES, build
+from term_dense import dense
 from test_term_losses import known
 
 from metric_kernels import backends, losses, row_extremes, use_workspace
@@ -108,7 +109,6 @@ def test_losses_over_tuples(name, params):
     shape = (33, None, "unbalanced")
     x, labels = 0.5 * embeddings(33, 8, seed=33, dtype=torch.float32), unbalanced_labels(33)
     found = run(build(name, params, backend="cuda"), x.to(DEVICE), labels.to(DEVICE))
-    dense = pytest.importorskip("term_dense").dense
     (value, grads), (plain, plain_grads) = (
         known(dense, name, params, None, shape, torch.float32, arithmetic) for arithmetic in (torch.float64, torch.float32)
     )
@@ -169,8 +169,8 @@ def test_extremes_are_those_of_the_reference_backend():
 @pytest.mark.usefixtures("kernels")
 def test_extremes_of_ties_infinities_and_nans():
     inf, nan = torch.inf, torch.nan
-    rows = [[0.0, -0.0, 0.0, 0.0, -0.0, 0.0], [-inf] * 3 + [inf] * 3, [1.0, nan, 2.0, nan, nan, 3.0], [3.0, inf, nan, -inf, 1.0, -inf]]
-    matrix = torch.tensor(rows, device=DEVICE)
+    ties, ends = [0.0, -0.0, 0.0, 0.0, -0.0, 0.0], [-inf] * 3 + [inf] * 3
+    matrix = torch.tensor([ties, ends, [1.0, nan, 2.0, nan, nan, 3.0], [3.0, inf, nan, -inf, 1.0, -inf]], device=DEVICE)
     labels, ref_labels = torch.tensor([0, 0, 0, 4], device=DEVICE), torch.tensor([0, 0, 0, 1, 1, 1], device=DEVICE)
     found = []
     for backend in ("cuda", "reference"):
@@ -407,14 +407,15 @@ def test_faults_of_a_kernel_show_on_the_cpu(tmp_path):
 
 
 NVCC = aot_cuda.reason_against()
+SLOW = pytest.mark.slow
 
 
 @pytest.mark.skipif(NVCC is not None, reason=f"{NVCC}")
 @pytest.mark.parametrize(
     "source, some",
     [
-        ("terms.cu", {"rank_rows<float, 2048>", "histogram_rows<double>"}),
-        pytest.param("rows.cu", {"stat_rows<CircleLoss_0, float>", "weight_rows<tuple<Sides_0>, true, double>"}, marks=pytest.mark.slow),
+        ("terms.cu", {"rank_rows<2048, GivenLists<float>, float>", "histogram_rows<double>"}),
+        pytest.param("rows.cu", {"stat_rows<CircleLoss_0, float>", "weight_rows<tuple<Sides_0>, true, double>"}, marks=SLOW),
     ],
 )
 def test_every_kernel_compiles_without_spills(source, some):

@@ -2,7 +2,8 @@
 
     python -m metric_kernels.backends.aot [--only {triton,cuda}] [LOSS ...]
 
-The CUDA kernels are left out where there is no nvcc, and where losses are named. The exit status is 1 if a kernel does not compile or does not fit the registers.
+The CUDA kernels are left out where there is no nvcc, and where losses are named. The exit status is 1 if a kernel does not
+compile or does not fit the registers.
 """
 
 from __future__ import annotations

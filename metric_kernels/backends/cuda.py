@@ -95,9 +95,7 @@ def call(entry: str, like: Tensor, *arguments: object) -> None:
         getattr(module, entry)((max(like.get_device(), 0), stream), *arguments)
 
 
-def matrix(
-    name: str, t: Tensor, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None
-) -> tuple[int, int]:
+def matrix(name: str, t: Tensor, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> tuple[int, int]:
     """Address and row stride of a matrix whose rows are contiguous and do not overlap."""
     _check(name, t, shape, like, dtype)
     rows, columns = shape

@@ -46,6 +46,7 @@ nightly: setup aot sanitize
 SANITIZER = PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 1
 test-gpu: setup
 	@$(BIN)/python -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' || { echo "no CUDA device"; exit 1; }
+	METRIC_KERNELS_CUDA=1 $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	METRIC_KERNELS_TEST_DEVICE=cuda CUBLAS_WORKSPACE_CONFIG=:4096:8 $(BIN)/python -m pytest -q $(REGISTRY) $(ARGS)
 	CUBLAS_WORKSPACE_CONFIG=:4096:8 $(BIN)/python -m pytest -q tests/test_triton.py tests/test_cuda.py $(ARGS)
 	$(SANITIZER) --tool memcheck $(BIN)/python -m pytest -q tests/test_cuda.py -k "losses or ranks or sums or nearest or histograms"
@@ -75,9 +76,9 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# With the CUDA kernels where there is an nvcc; METRIC_KERNELS_CUDA=1 makes it an error that there is none.
+# With the CUDA kernels where there is an nvcc.
 wheel: setup
-	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	METRIC_KERNELS_CUDA=$(if $(shell command -v nvcc),1,0) $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info metric_kernels/_native* metric_kernels/_cuda*

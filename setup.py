@@ -109,16 +109,15 @@ GENERATE, NVCC = _script("generate"), _script("nvcc")
 
 
 def _cuda():
-    """The CUDA extension, if METRIC_KERNELS_CUDA asks for it (1), or does not forbid it (0) and there is a compiler."""
-    wanted = os.environ.get("METRIC_KERNELS_CUDA", "")
-    if wanted not in ("", "0", "1"):
+    """The CUDA extension, if METRIC_KERNELS_CUDA=1 asks for it: it takes a minute of two processors."""
+    wanted = os.environ.get("METRIC_KERNELS_CUDA") or "0"
+    if wanted not in ("0", "1"):
         sys.exit(f"METRIC_KERNELS_CUDA: expected 0 or 1, got {wanted!r}")
-    reason = "METRIC_KERNELS_CUDA=0" if wanted == "0" else NVCC.find()[1]
-    if reason is None and (wanted or not SANITIZE):
-        return [Extension(CUDA, ["csrc/cuda/bindings.cpp"], optional=not wanted)]
-    if wanted == "1":
+    if wanted == "0":
+        return []
+    if reason := NVCC.find()[1]:
         sys.exit(f"METRIC_KERNELS_CUDA=1: {reason}")
-    return []
+    return [Extension(CUDA, ["csrc/cuda/bindings.cpp"])]
 
 
 native = Pybind11Extension("metric_kernels._native", ["csrc/bindings.cpp"], cxx_std=17)

@@ -5,6 +5,7 @@ the whole registry do with METRIC_KERNELS_TEST_DEVICE=cuda-on-cpu.
 """
 
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from term_cases import CASES, build
 from term_dense import dense
 from test_term_losses import known
 
-from metric_kernels import backends, losses, row_extremes, use_workspace
+from metric_kernels import backends, losses, report, row_extremes, use_workspace
 from metric_kernels.backends import aot_cuda, cuda
 from metric_kernels.distances import LpDistance, SNRDistance
 from metric_kernels.extremes import FORMULA
@@ -376,6 +377,28 @@ def test_refusals_name_their_reason():
     backend = backends.load("cuda")
     assert "float16" in backend.unsuited(DEVICE, torch.float16)
     assert f"runs on {DEVICE} tensors, not on meta" == backend.unsuited("meta", torch.float32)
+
+
+@ON_CPU_ONLY
+@pytest.mark.usefixtures("kernels")
+def test_order_of_preference_on_a_gpu(monkeypatch):
+    """The device is not there, but who would run is known before it is asked for."""
+    monkeypatch.setattr(sys.modules["metric_kernels._cuda"], "device", "cuda")
+    monkeypatch.setattr(backends.load("triton"), "unusable", lambda: None)
+    forget()
+    chosen = [
+        backends.choose_for(wanted, Euclidean, torch.device("cuda"), dtype).name
+        for wanted, dtype in ((FORMULA, torch.float32), (FORMULA, torch.float64), ("ordered", torch.float32))
+    ]
+    assert chosen == ["triton", "cuda", "cuda"]
+    assert backends.choose_for("binned", Euclidean, torch.device("cpu"), torch.float32).name != "cuda"
+    monkeypatch.undo()
+    forget()
+
+
+@pytest.mark.usefixtures("kernels")
+def test_the_report_tells_the_runtime():
+    assert re.search(r"^  cuda +usable \(CUDA runtime \d+\.\d+\)$", report(), re.M)
 
 
 def test_a_missing_extension_says_how_to_build_it(monkeypatch):

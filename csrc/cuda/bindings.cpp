@@ -219,6 +219,7 @@ PYBIND11_MODULE(_cuda, m) {
   define<double>(m.def_submodule("float64"));
   define_formulas(m);
   m.def("problem", &problem);
+  m.attr("runtime") = CUDART_VERSION;
 #ifdef CUDA_ON_CPU
   m.attr("device") = "cpu";
 #else

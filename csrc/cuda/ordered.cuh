@@ -45,6 +45,10 @@ template <class T> struct GivenLists {
   // Only the GPU can know, without waiting for it, whether there is such a list.
   __device__ bool there(int64_t i) const { return lists.which[i] >= 0 && lists.which[i] < lists.number; }
   __device__ int64_t length(int64_t) const { return lists.length; }
+  // Of a value among numbers that go with all lists.
+  __device__ int64_t* place(int64_t* numbers, int64_t i, int64_t k) const {
+    return numbers + lists.which[i] * lists.length + k;
+  }
   __device__ T value(const Values<T>&, int64_t i, int64_t k) const { return lists.values[lists.which[i] * lists.stride + k]; }
 };
 
@@ -155,21 +159,19 @@ __global__ void rank_rows(Values<T> tile, T sign, Source source, T margin, doubl
   __shared__ Part<Source, T, LENGTH> part;
   const int64_t i = blockIdx.x;
   double total = 0;
-  int64_t count = 0, from = 0;
-  int spoiled = !source.there(i);
-  if (!spoiled) do {
-      part.take(source, tile, i, from);
-      spoiled |= each_active(part, tile, i, sign, margin, below, [&](int64_t, T u, int c) {
-        total += part.sums[c] - double(c) * double(u);
-        count += c;
-      });
-      if constexpr (Source::sorted)
-        if (below)
-          part.each_below([&](int k, int number) {
-            add_shared(below + source.lists.which[i] * source.lists.length + from + k, number);
-          });
-      from += LENGTH;
-    } while (from < source.length(i));
+  int64_t count = 0;
+  const bool there = source.there(i);
+  int spoiled = !there;
+  // Once at least, for a NaN in a row without a list.
+  for (int64_t from = 0; there && (from == 0 || from < source.length(i)); from += LENGTH) {
+    part.take(source, tile, i, from);
+    spoiled |= each_active(part, tile, i, sign, margin, below, [&](int64_t, T u, int c) {
+      total += part.sums[c] - double(c) * double(u);
+      count += c;
+    });
+    if constexpr (Source::sorted)
+      if (below) part.each_below([&](int k, int number) { add_shared(source.place(below, i, from + k), number); });
+  }
   total = summed(total);
   count = summed(count);
   spoiled = summed(spoiled);
@@ -196,9 +198,7 @@ __global__ void rank_grad_rows(Values<T> tile, T sign, Source source, T margin, 
         if (part.place[k] >= 0) out[source.column(i, from + part.place[k])] += factor * T(number);
       });
     else if (below)
-      part.each_below([&](int k, int number) {
-        add_shared(below + source.lists.which[i] * source.lists.length + from + k, number);
-      });
+      part.each_below([&](int k, int number) { add_shared(source.place(below, i, from + k), number); });
   }
 }
 

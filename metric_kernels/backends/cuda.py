@@ -31,6 +31,10 @@ class CudaBackend(StageByStage):
         module, reason = _extension()
         return reason or module.problem()
 
+    def detail(self) -> str:
+        runtime = _extension()[0].runtime
+        return f"CUDA runtime {runtime // 1000}.{runtime % 1000 // 10}"
+
     @functools.cached_property
     def ordered(self):
         return importlib.import_module("metric_kernels.backends.cuda_ordered")

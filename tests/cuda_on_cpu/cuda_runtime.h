@@ -18,6 +18,7 @@
 #include <vector>
 
 #define CUDA_ON_CPU
+#define CUDART_VERSION 0
 #define __global__
 #define __device__
 #define __host__

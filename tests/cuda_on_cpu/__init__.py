@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +16,8 @@ from types import ModuleType
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CSRC = ROOT / "csrc"
+# As setup.py does.
+SANITIZE = ["-g", "-fsanitize=address,undefined"] if os.environ.get("METRIC_KERNELS_SANITIZE") else []
 SOURCES = ["bindings.cpp", "terms.cu", "rows.cu"]
 
 
@@ -23,27 +27,29 @@ def build() -> Path:
 
     generate = _generator()
     inputs = [*CSRC.glob("*.h"), *CSRC.glob("cuda/*"), *HERE.glob("*.h"), CSRC / "generate.py"]
-    text = "".join(path.read_text() for path in sorted(inputs)) + generate.generate() + generate.table() + sys.version
+    text = "".join(path.read_text() for path in sorted(inputs)) + generate.generate() + generate.table() + sys.version + repr(SANITIZE)
     folder = ROOT / "build" / "cuda-on-cpu" / hashlib.sha256(text.encode()).hexdigest()[:16]
     module = folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
     if module.exists():
         return module
-    generate.write(folder)
-    include = [HERE, folder, CSRC, pybind11.get_include(), sysconfig.get_path("include")]
-    # A fortified longjmp refuses to go to another stack.
-    flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-fPIC", "-fvisibility=hidden"]
-    flags += [f"-I{path}" for path in include]
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:  # another run may be at it
+        work = Path(temporary)
+        generate.write(work)
+        include = [HERE, work, CSRC, pybind11.get_include(), sysconfig.get_path("include")]
+        # A fortified longjmp refuses to go to another stack.
+        flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-fPIC", "-fvisibility=hidden"]
+        flags += [*SANITIZE, *(f"-I{path}" for path in include)]
 
-    def compiled(source: str) -> Path:
-        target = folder / f"{source}.o"
-        _run(["g++", *flags, "-x", "c++", "-c", str(CSRC / "cuda" / source), "-o", str(target)])
-        return target
+        def compiled(source: str) -> Path:
+            target = work / f"{source}.o"
+            _run(["g++", *flags, "-x", "c++", "-c", str(CSRC / "cuda" / source), "-o", str(target)])
+            return target
 
-    with ThreadPoolExecutor() as pool:
-        objects = list(pool.map(compiled, SOURCES))
-    unfinished = module.with_suffix(".unfinished")
-    _run(["g++", "-shared", *map(str, objects), "-o", str(unfinished)])
-    return unfinished.replace(module)
+        with ThreadPoolExecutor() as pool:
+            objects = list(pool.map(compiled, SOURCES))
+        _run(["g++", "-shared", *SANITIZE, *map(str, objects), "-o", str(work / module.name)])
+        return (work / module.name).replace(module)
 
 
 def load(name: str) -> ModuleType:

@@ -15,7 +15,7 @@ help:
 	@echo "make bench     measure against the matrix products, torch.compile and pytorch-metric-learning"
 	@echo "make aot       compile every Triton and CUDA kernel for sm_80 and sm_90; no GPU needed"
 	@echo "make test-gpu  run the losses and kernels on a GPU, and the CUDA kernels under compute-sanitizer"
-	@echo "make sanitize  run the C++ kernels under AddressSanitizer and UndefinedBehaviourSanitizer"
+	@echo "make sanitize  run the C++ kernels, and the CUDA kernels on the CPU, under AddressSanitizer and UndefinedBehaviourSanitizer"
 	@echo "make nightly   the tests with the slow sweeps and with the CUDA kernels on the CPU, aot and sanitize"
 	@echo "make lint | wheel | clean"
 
@@ -70,6 +70,10 @@ sanitize: setup
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 PYTHONPATH=$(SANITIZED) METRIC_KERNELS_BACKEND=native \
 		$(BIN)/pytest -q -p no:cacheprovider tests/test_native.py tests/test_native_terms.py tests/test_native_vectors.py \
 		tests/test_vectors.py tests/test_triplet_margin.py tests/test_losses.py tests/test_ops.py -k native
+	cd tests && METRIC_KERNELS_SANITIZE=1 ../$(BIN)/python -c "import cuda_on_cpu; cuda_on_cpu.build()"
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" METRIC_KERNELS_SANITIZE=1 \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
+		$(BIN)/pytest -q -p no:cacheprovider tests/test_cuda.py -k "not faults and not compiles"
 
 lint: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check ruff==0.17.6

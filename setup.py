@@ -3,14 +3,18 @@
 import importlib.util
 import os
 import platform
+import sys
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pybind11
 from pybind11.setup_helpers import Pybind11Extension, build_ext
-from setuptools import setup
+from setuptools import Extension, setup
 from setuptools.errors import CompileError, LinkError
 
 ROOT = Path(__file__).resolve().parent
+CUDA = "metric_kernels._cuda"
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 AVX512 = ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma", "-mprefer-vector-width=512"]
 ISAS = {"baseline": {"unix": [], "msvc": []}}
@@ -26,13 +30,37 @@ OPENMP = {"unix": ["-fopenmp"], "msvc": ["/openmp"]}
 
 
 class BuildKernels(build_ext):
-    """Compiles kernels.cpp once for each instruction set, from formulas printed out of the Python sources."""
+    """Compiles kernels.cpp once for each instruction set, and the CUDA kernels, from formulas printed out of the Python
+    sources.
+    """
 
     def build_extension(self, ext):
         self.force = True  # the formulas are inputs that setuptools does not see
+        if ext.name == CUDA:
+            self._build_cuda()
+        else:
+            self._build_native(ext)
+
+    def _build_cuda(self):
+        folder, target = Path(self.build_temp) / "cuda", Path(self.get_ext_fullpath(CUDA))
+        GENERATE.write(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        include = [folder, ROOT / "csrc", pybind11.get_include(), sysconfig.get_path("include")]
+
+        def compiled(source):
+            NVCC.compile(source, folder / f"{source.name}.o", include, NVCC.ARCHITECTURES)
+            return folder / f"{source.name}.o"
+
+        try:
+            with ThreadPoolExecutor() as pool:
+                NVCC.link(list(pool.map(compiled, [*NVCC.KERNELS, ROOT / "csrc" / "cuda" / "bindings.cpp"])), target)
+        except RuntimeError as error:
+            raise CompileError(str(error)) from error
+
+    def _build_native(self, ext):
         kind = "msvc" if self.compiler.compiler_type == "msvc" else "unix"
         folder = Path(self.build_temp)
-        _generator().write(folder)
+        GENERATE.write(folder)
         ext.include_dirs += [str(folder), str(ROOT / "csrc")]
         openmp = OPENMP[kind] if self._compiles(folder, OPENMP[kind]) else []
         flags = [*FLAGS[kind], *openmp]
@@ -69,15 +97,31 @@ class BuildKernels(build_ext):
         return True
 
 
-def _generator():
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "csrc" / "generate.py")
+def _script(name):
+    """A module of csrc/, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "csrc" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-extension = Pybind11Extension("metric_kernels._native", ["csrc/bindings.cpp"], cxx_std=17)
-extension.optional = True  # without a compiler the package installs all the same and runs on Numba
+GENERATE, NVCC = _script("generate"), _script("nvcc")
+
+
+def _cuda():
+    """The CUDA extension, if METRIC_KERNELS_CUDA=1 asks for it: it takes a minute of two processors."""
+    wanted = os.environ.get("METRIC_KERNELS_CUDA") or "0"
+    if wanted not in ("0", "1"):
+        sys.exit(f"METRIC_KERNELS_CUDA: expected 0 or 1, got {wanted!r}")
+    if wanted == "0":
+        return []
+    if reason := NVCC.find()[1]:
+        sys.exit(f"METRIC_KERNELS_CUDA=1: {reason}")
+    return [Extension(CUDA, ["csrc/cuda/bindings.cpp"])]
+
+
+native = Pybind11Extension("metric_kernels._native", ["csrc/bindings.cpp"], cxx_std=17)
+native.optional = True  # without a compiler the package installs all the same and runs on Numba
 # A folder of its own, so that a failing build never installs what the other left behind.
 options = {"build": {"build_base": "build/with-sanitizers" if SANITIZE else "build"}}
-setup(ext_modules=[extension], cmdclass={"build_ext": BuildKernels}, options=options)
+setup(ext_modules=[native, *_cuda()], cmdclass={"build_ext": BuildKernels}, options=options)

@@ -15,22 +15,8 @@
 #include "bindings_vectors.h"
 #include "checks.h"
 #include "fn.h"
+#include "formula_info.h"
 #include "tile.h"
-
-struct StageInfo {
-  int stats, rows, cols, params;
-  bool extremes, logarithms;
-  std::vector<int> drow, dcol;  // the statistics that the gradient of this stage goes on to
-};
-struct FormulaInfo {
-  const char* key;
-  const char* module;
-  const char* digest;
-  size_t row_params, sub_losses;
-  std::vector<StageInfo> stages;
-};
-
-#include "table.gen.h"
 
 Formulas formulas_baseline();
 Terms terms_baseline();
@@ -112,31 +98,6 @@ void use_isa(const std::string& name) {
   std::string known;
   for (const Target& t : targets()) known += (known.empty() ? "" : ", ") + t.name;
   throw py::value_error("isa: expected one of " + known + ", got " + name);
-}
-
-const FormulaInfo& formula_info(int formula) {
-  if (formula < 0 || formula >= int(FORMULA_TABLE.size()))
-    throw py::value_error("formula: expected 0 to " + std::to_string(FORMULA_TABLE.size() - 1) + ", got " +
-                          std::to_string(formula));
-  return FORMULA_TABLE[formula];
-}
-
-const StageInfo& stage_info(const FormulaInfo& info, int stage) {
-  if (stage < 0 || stage >= int(info.stages.size()))
-    throw py::value_error("stage: expected 0 to " + std::to_string(info.stages.size() - 1) + ", got " + std::to_string(stage));
-  return info.stages[stage];
-}
-
-int stats_before(const FormulaInfo& info, int stage) {
-  int number = 0;
-  for (int k = 0; k < stage; ++k) number += info.stages[k].stats;
-  return number;
-}
-
-void check_metric(int metric) {
-  if (metric < 0 || metric >= int(METRIC_TABLE.size()))
-    throw py::value_error("metric: expected 0 to " + std::to_string(METRIC_TABLE.size() - 1) + ", got " +
-                          std::to_string(metric));
 }
 
 int checked_threads(int threads) {
@@ -454,13 +415,6 @@ std::pair<double, int64_t> triplets_step(int metric, py::array& s, const Optiona
   return {total, count};
 }
 
-py::dict table() {
-  py::dict formulas;
-  for (size_t k = 0; k < FORMULA_TABLE.size(); ++k)
-    formulas[FORMULA_TABLE[k].key] = py::make_tuple(k, FORMULA_TABLE[k].module, FORMULA_TABLE[k].digest);
-  return formulas;
-}
-
 }  // namespace
 
 // What every entry point takes first, and the statistics of a side.
@@ -521,11 +475,7 @@ PYBIND11_MODULE(_native, m) {
     return names;
   }, "The instruction sets that this processor can run, best first.");
   m.def("use_isa", &use_isa, "Use another instruction set, for tests and comparisons.");
-  m.attr("formulas") = table();
-  py::dict metrics;
-  for (size_t k = 0; k < METRIC_TABLE.size(); ++k) metrics[METRIC_TABLE[k]] = k;
-  m.attr("metrics") = metrics;
-  m.attr("metrics_digest") = METRICS_DIGEST;
+  define_formulas(m);
 #ifdef _OPENMP
   m.attr("openmp") = true;
 #else

@@ -125,7 +125,7 @@ def stage(path: Path, node: ast.ClassDef, name: str, first: int, first_param: in
         if function in known:
             lines += [
                 "  template <class T, class RowOf, class ColOf>",
-                f"  static inline void {function}(T v_, RowOf row, ColOf col, const T* params, T* out) {{",
+                f"  static MK_FN void {function}(T v_, RowOf row, ColOf col, const T* params, T* out) {{",
                 indented(names),
                 indented(printer.body(known[function], None)),
                 "  }",
@@ -151,7 +151,7 @@ def row(path: Path, owner: str, node: ast.ClassDef, stats: int) -> str:
             f"struct {owner}_row {{",
             "  static constexpr bool per_anchor = true;",
             f"  static constexpr int params = {len(arguments) - stats};",
-            "  template <class T, class P> static inline T loss(const T* stats, const P* params) {",
+            "  template <class T, class P> static MK_FN T loss(const T* stats, const P* params) {",
             "    T out;",
             indented(names),
             indented(Printer(path).body(known, ["out"])),
@@ -176,12 +176,12 @@ def metric(node: ast.ClassDef) -> str:
         [
             f"struct {node.name} {{",
             *flags,
-            "  template <class T> static inline T value(T s_, T p_, T q_, T eps_) {",
+            "  template <class T> static MK_FN T value(T s_, T p_, T q_, T eps_) {",
             "    T v;",
             indented(printer.body(known["value"], ["v"])),
             "    return v;",
             "  }",
-            "  template <class T> static inline void slopes(T s_, T p_, T q_, T eps_, T& ds, T& dp) {",
+            "  template <class T> static MK_FN void slopes(T s_, T p_, T q_, T eps_, T& ds, T& dp) {",
             indented(printer.body(known["dvalue"], ["ds", "dp"])),
             "  }",
             "};",
@@ -219,9 +219,9 @@ def generate() -> str:
     text = ["// Printed from metric_kernels/losses and metric_kernels/metrics.py by csrc/generate.py.", ""]
     text += [metric(node) for node in metrics()]
     cases = "\n".join(f"    case {k}: return f({node.name}{{}});" for k, node in enumerate(metrics()))
-    text.append(f"template <class F> inline void with_metric(int metric, F f) {{\n  switch (metric) {{\n{cases}\n  }}\n}}\n")
+    text.append(f"template <class F> MK_FN void with_metric(int metric, F f) {{\n  switch (metric) {{\n{cases}\n  }}\n}}\n")
     symmetric = "\n".join(f"    case {k}: return {node.name}::symmetric;" for k, node in enumerate(metrics()))
-    text.append(f"inline bool is_symmetric(int metric) {{\n  switch (metric) {{\n{symmetric}\n  }}\n  return false;\n}}\n")
+    text.append(f"MK_FN bool is_symmetric(int metric) {{\n  switch (metric) {{\n{symmetric}\n  }}\n  return false;\n}}\n")
     listed = []
     for path in sources():
         for owner, nodes in formulas(path):

@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "fn.h"
+#include "costs.h"
 #include "values.h"
 
 namespace {
@@ -294,26 +294,6 @@ void rank_grads(const Values<T>& tile, T sign, const Lists<T>& lists, T margin, 
 }
 
 // Other shapes than the hinge: every pair of a value of the list and a negative.
-
-template <Shape shape, class T> inline T cost(T gap) {
-  const T positive = gap > T(0) ? gap : T(0);
-  if constexpr (shape == Shape::softplus) return fn::softplus(gap);
-  if constexpr (shape == Shape::squared_hinge) return positive * positive;
-  return positive;
-}
-template <Shape shape, class T> inline T slope(T gap) {
-  if constexpr (shape == Shape::softplus) return fn::sigmoid(gap);
-  if constexpr (shape == Shape::squared_hinge) return gap > T(0) ? T(2) * gap : T(0);
-  return gap > T(0) ? T(1) : T(0);
-}
-
-template <class T, class F> inline void with_shape(Shape shape, F f) {
-  switch (shape) {
-    case Shape::hinge: return f(std::integral_constant<Shape, Shape::hinge>{});
-    case Shape::squared_hinge: return f(std::integral_constant<Shape, Shape::squared_hinge>{});
-    case Shape::softplus: return f(std::integral_constant<Shape, Shape::softplus>{});
-  }
-}
 
 template <class T>
 void sums(const Values<T>& tile, T sign, const Lists<T>& lists, T margin, Cost<T> of, double* totals, int64_t* counts) {

@@ -21,6 +21,9 @@ or shared, ``lists[which[i]]`` (K,), sorted, with -inf for places that are empty
     makes its total NaN.
 ``rank_grads(tile, sign, lists, which, margin, scale, g, below)``
     adds -sign * scale_i * c to g_ij at the row's negatives, and to below as above.
+``triplets(tile, sign, members, margin, totals, counts)``, ``triplet_grads(tile, sign, members, margin, scale, g)``
+    ``ranks`` with the positives of each row as its list, and all of its gradient, without a list in memory whose size only the
+    labels know: a CPU need not wait for a GPU. They need not be there.
 ``sums(tile, sign, lists, margin, shape, low, high, totals, counts)``
     with a list for each row: adds f summed over the pairs of a value of the list and a negative with low < f < high, and
     their number.
@@ -53,6 +56,20 @@ SHAPES = ("hinge", "squared_hinge", "softplus")
 NEGATIVES = ("disjoint", "all", "other_class")
 
 
+class Members(NamedTuple):
+    """The columns (n,) of a tile by label, and for each row (m,) where those with its label begin there, and their number."""
+
+    order: Tensor
+    first: Tensor
+    number: Tensor
+
+    @classmethod
+    def of(cls, tile: ValueTile) -> Members:
+        labels, order = tile.ref_labels.sort(stable=True)
+        first = torch.searchsorted(labels, tile.labels)
+        return cls(order, first, torch.searchsorted(labels, tile.labels, right=True) - first)
+
+
 class Positives(NamedTuple):
     """The positives of each row of a tile: columns (m, K), M where there are fewer, and their values u, sorted."""
 
@@ -80,14 +97,12 @@ def positives(tile: ValueTile, sign: float) -> tuple[Tensor, Tensor]:
 
 def positive_columns(tile: ValueTile) -> Tensor:
     """Columns (m, K) of the points with the label of each row but the row's own point; the number of columns where none."""
-    labels, order = tile.ref_labels.sort(stable=True)
-    first = torch.searchsorted(labels, tile.labels)
-    number = torch.searchsorted(labels, tile.labels, right=True) - first
+    order, first, number = Members.of(tile)
     most = int(number.max()) if len(number) else 0
-    place = torch.arange(most, device=labels.device)
+    place = torch.arange(most, device=order.device)
     columns = pad(order, (0, 1), value=len(order))[torch.where(place < number[:, None], first[:, None] + place, len(order))]
     if tile.diagonal >= 0:
-        own = torch.arange(tile.diagonal, tile.diagonal + len(columns), device=labels.device)
+        own = torch.arange(tile.diagonal, tile.diagonal + len(columns), device=order.device)
         columns = columns.masked_fill(columns == own[:, None], len(order)).sort(1).values[:, : max(most - 1, 0)]
     return columns
 
@@ -119,8 +134,14 @@ class BatchAllTriplets(Term):
 
     def forward(self, kernels, tiles: Tiles, values: Tensor, counts: Tensor):
         for tile in tiles:
+            by_margin = zip(self.margins, values[:, tile.rows], counts[:, tile.rows])
+            if self.by_rank and hasattr(kernels, "triplets"):
+                members = Members.of(tile)
+                for margin, total, count in by_margin:
+                    kernels.triplets(tile, self.sign, members, margin, total, count)
+                continue
             lists = Positives.of(kernels, tile, self.sign).lists
-            for margin, total, count in zip(self.margins, values[:, tile.rows], counts[:, tile.rows]):
+            for margin, total, count in by_margin:
                 if self.by_rank:
                     kernels.ranks(tile, self.sign, lists, own_lists(tile), margin, total, count, None)
                 else:
@@ -128,9 +149,15 @@ class BatchAllTriplets(Term):
         return ()
 
     def backward(self, kernels, tile: ValueTile, g: Tensor, grads: Tensor, saved):
+        by_margin = zip(self.margins, grads[:, tile.rows].to(g.dtype))
+        if self.by_rank and hasattr(kernels, "triplet_grads"):
+            members = Members.of(tile)
+            for margin, scale in by_margin:
+                kernels.triplet_grads(tile, self.sign, members, margin, scale, g)
+            return
         positives = Positives.of(kernels, tile, self.sign)
         lists, which = positives.lists, own_lists(tile)
-        for margin, scale in zip(self.margins, grads[:, tile.rows].to(g.dtype)):
+        for margin, scale in by_margin:
             if self.by_rank:
                 slopes = none_below(lists)
                 kernels.rank_grads(tile, self.sign, lists, which, margin, scale, g, slopes)

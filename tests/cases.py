@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from torch import Tensor
@@ -64,22 +66,26 @@ def backend_params(*names: str, marks: tuple = ()) -> list:
     ]
 
 
+# The backend of compiled C++ for the device of the run, see conftest.py.
+COMPILED = "native" if os.environ.get("METRIC_KERNELS_TEST_DEVICE", "cpu") == "cpu" else "cuda"
 # Numba takes seconds to compile a formula for a metric and a type: it takes part in float32 on the default metric.
-BACKENDS = backend_params("native", "reference", "numba")
-QUICK_BACKENDS = backend_params("native", "reference")
+BACKENDS = backend_params(COMPILED, "reference", *["numba"] * (COMPILED == "native"))
+QUICK_BACKENDS = backend_params(COMPILED, "reference")
 # Where it has to compile more than that, it runs with the slow sweeps.
-SLOW_NUMBA = [*QUICK_BACKENDS, *backend_params("numba", marks=(pytest.mark.slow,))]
+SLOW_NUMBA = [*QUICK_BACKENDS, *backend_params(*["numba"] * (COMPILED == "native"), marks=(pytest.mark.slow,))]
 
 
 def embeddings(size: int, dim: int = 6, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(size, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(size, dim, generator=generator, dtype=torch.float64, device="cpu")
+    return drawn.to(torch.get_default_device(), dtype)
 
 
 def unbalanced_labels(size: int, seed: int = 0, classes: int = 4) -> Tensor:
     """Classes of very different sizes; the last two rows are alone in theirs."""
     generator = torch.Generator().manual_seed(seed)
-    weights = 0.5 ** torch.arange(classes, dtype=torch.float64)
-    labels = torch.multinomial(weights, size, replacement=True, generator=generator)
+    weights = 0.5 ** torch.arange(classes, dtype=torch.float64, device="cpu")
+    labels = torch.multinomial(weights, size, replacement=True, generator=generator).to(torch.get_default_device())
     labels[-2:] = torch.tensor([classes, classes + 1])
     return labels
 
@@ -103,8 +109,8 @@ def listed_pairs(labels: Tensor, ref_labels: Tensor | None = None, number: int =
     result = []
     for mask in (same, negative):
         pairs = mask.nonzero()
-        pick = torch.randint(len(pairs), (number,), generator=generator)
-        result += list(pairs[pick].unbind(1))
+        pick = torch.randint(len(pairs), (number,), generator=generator, device="cpu")
+        result += list(pairs[pick.to(pairs.device)].unbind(1))
     return tuple(result)
 
 

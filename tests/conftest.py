@@ -1,6 +1,7 @@
 """What holds for every test: fixed seeds and examples, and no fresh memory that happens to hold zeros."""
 
 import importlib
+import os
 import sys
 import types
 from pathlib import Path
@@ -12,6 +13,17 @@ from hypothesis import settings
 
 # benchmarks/ is a folder of the repository, not of the installed package. Last, so that PYTHONPATH can name another package.
 sys.path.append(str(Path(__file__).parents[1]))
+
+# Where the registry is tested: "cpu", "cuda", or "cuda-on-cpu", which is the CUDA kernels compiled for the CPU.
+DEVICE = os.environ.get("METRIC_KERNELS_TEST_DEVICE", "cpu")
+if DEVICE == "cuda":
+    torch.set_default_device("cuda")
+elif DEVICE == "cuda-on-cpu":
+    import cuda_on_cpu
+
+    sys.modules["metric_kernels._cuda"] = cuda_on_cpu.load("metric_kernels._cuda")
+elif DEVICE != "cpu":
+    raise ValueError(f"METRIC_KERNELS_TEST_DEVICE: expected cpu, cuda or cuda-on-cpu, got {DEVICE!r}")
 
 # A run must not depend on the day it is run on; the slow sweeps draw afresh and print what fails.
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
@@ -46,7 +58,8 @@ def _poisoned_memory():
     Torch does this itself where it is told to be deterministic. The Numba backend is given another numpy; numpy itself
     is left alone, since Numba looks its functions up in there.
     """
-    torch.use_deterministic_algorithms(True)
+    # The plain formulas that kernels are compared with have no deterministic form on a GPU.
+    torch.use_deterministic_algorithms(True, warn_only=DEVICE == "cuda")
     torch.utils.deterministic.fill_uninitialized_memory = True
     with pytest.MonkeyPatch.context() as patch:
         try:

@@ -20,7 +20,7 @@ from metric_kernels.language import Op
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
 USABLE = [name for name in backends.NAMES if reason_against(name) is None]
-ON_CPU = [name for name in USABLE if name != "triton"]
+ON_CPU = [name for name in USABLE if name not in ("triton", "cuda")]
 
 
 def op_of(name="ContrastiveLoss"):
@@ -77,7 +77,7 @@ def test_every_backend_is_there():
 
 
 def test_order_of_preference(fresh_choice, monkeypatch):
-    assert backends.NAMES == ("native", "numba", "triton", "reference")
+    assert backends.NAMES == ("native", "numba", "triton", "cuda", "reference")
     for expected in ON_CPU:
         assert chosen() == expected
         backends._choose.cache_clear()
@@ -87,7 +87,7 @@ def test_order_of_preference(fresh_choice, monkeypatch):
 def test_every_backend_refused(fresh_choice, monkeypatch):
     for name in backends.NAMES:
         monkeypatch.setattr(backends.load(name), "supports", lambda *_, name=name: f"{name} is off")
-    with pytest.raises(RuntimeError, match="native is off.*numba is off.*triton is off.*reference is off"):
+    with pytest.raises(RuntimeError, match="native is off.*numba is off.*triton is off.*cuda is off.*reference is off"):
         chosen()
 
 
@@ -148,19 +148,19 @@ def test_a_choice_that_cannot_run_raises_with_its_reason():
 @pytest.mark.parametrize(
     "choose, argument",
     [
-        (lambda: losses.ContrastiveLoss(backend="cuda"), "backend"),
-        (lambda: use_backend("cuda").__enter__(), "use_backend"),
+        (lambda: losses.ContrastiveLoss(backend="gpu"), "backend"),
+        (lambda: use_backend("gpu").__enter__(), "use_backend"),
     ],
     ids=["argument", "block"],
 )
 def test_an_unknown_name_is_refused(choose, argument):
-    with pytest.raises(ValueError, match=f"{argument}: expected one of native, numba, triton, reference, got 'cuda'"):
+    with pytest.raises(ValueError, match=f"{argument}: expected one of native, numba, triton, cuda, reference, got 'gpu'"):
         choose()
 
 
 def test_an_unknown_name_in_the_environment_is_refused(monkeypatch):
-    monkeypatch.setenv("METRIC_KERNELS_BACKEND", "cuda")
-    with pytest.raises(ValueError, match="METRIC_KERNELS_BACKEND: expected one of native, .*, got 'cuda'"):
+    monkeypatch.setenv("METRIC_KERNELS_BACKEND", "gpu")
+    with pytest.raises(ValueError, match="METRIC_KERNELS_BACKEND: expected one of native, .*, got 'gpu'"):
         losses.ContrastiveLoss()(embeddings(4), torch.tensor([0, 0, 1, 1]))
 
 

@@ -415,9 +415,9 @@ def test_unusable_backend_exits_2_with_its_reason(how, tmp_path, capsys, monkeyp
 
 
 def test_unknown_backend_in_the_environment_exits_2(capsys, monkeypatch):
-    monkeypatch.setenv("METRIC_KERNELS_BACKEND", "cuda")
+    monkeypatch.setenv("METRIC_KERNELS_BACKEND", "gpu")
     assert cli.main(["demo"]) == 2
-    expected = f"METRIC_KERNELS_BACKEND: expected one of {', '.join(backends.NAMES)}, got 'cuda'"
+    expected = f"METRIC_KERNELS_BACKEND: expected one of {', '.join(backends.NAMES)}, got 'gpu'"
     assert capsys.readouterr().err == f"metric-kernels demo: {expected}\n"
 
 
@@ -451,12 +451,12 @@ def test_report(monkeypatch, capsys):
 
 
 def test_the_report_tells_a_wrong_variable_and_all_the_rest():
-    environment = {**os.environ, "METRIC_KERNELS_BACKEND": "cuda"}
+    environment = {**os.environ, "METRIC_KERNELS_BACKEND": "gpu"}
     command = [sys.executable, "-m", "metric_kernels"]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    expected = f"METRIC_KERNELS_BACKEND: expected one of {', '.join(backends.NAMES)}, got 'cuda'"
+    expected = f"METRIC_KERNELS_BACKEND: expected one of {', '.join(backends.NAMES)}, got 'gpu'"
     assert f"{'backend':15s}{expected}" in run.stdout.splitlines()
-    assert re.search(r"^  reference +usable$", run.stdout, re.M) and "METRIC_KERNELS_BACKEND=cuda" in run.stdout
+    assert re.search(r"^  reference +usable$", run.stdout, re.M) and "METRIC_KERNELS_BACKEND=gpu" in run.stdout
 
 
 def test_a_reader_that_leaves_is_no_error():

@@ -3,6 +3,7 @@
 native      compiled C++ (CPU tensors, the losses of this package)
 numba       compiled on first use (CPU tensors, any loss)
 triton      Triton kernels (CUDA tensors; CPU tensors under TRITON_INTERPRET=1)
+cuda        compiled CUDA C++ (CUDA tensors, the losses of this package; terms)
 reference   plain torch (any device, any loss)
 """
 
@@ -19,7 +20,7 @@ import torch
 
 from metric_kernels.language import Formula, Op
 
-NAMES = ("native", "numba", "triton", "reference")
+NAMES = ("native", "numba", "triton", "cuda", "reference")
 _chosen: ContextVar[str | None] = ContextVar("metric_kernels_backend", default=None)
 
 

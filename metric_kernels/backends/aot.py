@@ -1,8 +1,9 @@
-"""Compiles every Triton kernel without a GPU and prints what each needs.
+"""Compiles every Triton and CUDA kernel without a GPU and prints what each needs.
 
-    python -m metric_kernels.backends.aot [LOSS ...]
+    python -m metric_kernels.backends.aot [--only {triton,cuda}] [LOSS ...]
 
-The exit status is 1 if a kernel does not compile or does not fit the registers.
+The CUDA kernels are left out where there is no nvcc, and where losses are named. The exit status is 1 if a kernel does not
+compile or does not fit the registers.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import NamedTuple
 import torch
 
 from metric_kernels import extremes, losses
+from metric_kernels.backends import aot_cuda
 from metric_kernels.backends.triton import BLOCK, TritonBackend
 from metric_kernels.core import NOISE
 from metric_kernels.language import Formula, Op
@@ -98,11 +100,28 @@ def usage(kernel: object) -> Usage:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Compile the Triton kernels without a GPU and print what each needs.")
+    parser = argparse.ArgumentParser(description="Compile the GPU kernels without a GPU and print what each needs.")
     parser.add_argument("losses", nargs="*", metavar="LOSS", help="name of a loss (default: all)")
-    wanted = parser.parse_args().losses
+    parser.add_argument("--only", choices=("triton", "cuda"), help="the kernels of one backend")
+    arguments = parser.parse_args()
+    reason = aot_cuda.reason_against()
+    if arguments.only == "cuda" and reason:
+        parser.error(reason)
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET=1 replaces the compiler; unset it")
+    spilled = 0
+    if arguments.only != "cuda":
+        spilled += compile_triton(arguments.losses)
+    if arguments.only != "triton" and not arguments.losses:
+        if reason:
+            print(f"no CUDA kernels: {reason}")
+        else:
+            spilled += compile_cuda()
+    return 1 if spilled else 0
+
+
+def compile_triton(wanted: list[str]) -> int:
+    """Prints what each kernel of some losses, or of all, needs. Returns the bytes that are spilled."""
     from triton.runtime import driver
 
     made: list[object] = []
@@ -126,7 +145,19 @@ def main() -> int:
                 found = usage(made.pop())
                 print(needs.format(*found))
                 spilled += found.spilled
-    return 1 if spilled else 0
+    return spilled
+
+
+def compile_cuda() -> int:
+    """Prints what each CUDA kernel needs. Returns the bytes that are spilled."""
+    line = "{:<80} {:<6} {:>9} {:>6} {:>7}"
+    print(line.format("CUDA kernel", "target", *aot_cuda.Usage._fields))
+    spilled = 0
+    for architecture in ARCHITECTURES:
+        for name, found in aot_cuda.kernels(architecture):
+            print(line.format(name, f"sm_{architecture}", *found))
+            spilled += found.spilled
+    return spilled
 
 
 if __name__ == "__main__":

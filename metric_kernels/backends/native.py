@@ -65,14 +65,7 @@ class NativeBackend:
     def supports(self, formula: Formula, metric: type, device: str, dtype: torch.dtype) -> str | None:
         if reason := self.unsuited(device, dtype):
             return reason
-        native = _extension()[0]
-        if formula.key not in native.formulas:
-            return f"{formula.key} is not among the formulas compiled into the extension"
-        _, module, built = native.formulas[formula.key]
-        for name, digest_built in ((module, built), (metric.__module__, native.metrics_digest)):
-            if _changed(name, digest_built):
-                return _stale(name)
-        return None
+        return mismatch(_extension()[0], formula, metric)
 
     def stats(self, op: Op, stages: Sequence[int], tile: Tile, values: Tensor, cols: Tensor, index: Tensor, scale: Tensor):
         mine = values.numpy()
@@ -114,6 +107,17 @@ class NativeBackend:
     def step(self, op: Op, epilogue: Epilogue, tile: Tile, both: bool, norm_grad: Tensor | None) -> Tensor:
         norm = None if norm_grad is None else norm_grad.numpy()
         return tile.s.new_tensor(_extension()[0].step(*_arguments(op, tile), *_reduction(epilogue), both, norm))
+
+
+def mismatch(module: object, formula: Formula, metric: type) -> str | None:
+    """Why an extension is not compiled from a formula and a metric as they are now."""
+    if formula.key not in module.formulas:
+        return f"{formula.key} is not among the formulas compiled into the extension"
+    _, owner, built = module.formulas[formula.key]
+    for name, digest_built in ((owner, built), (metric.__module__, module.metrics_digest)):
+        if _changed(name, digest_built):
+            return _stale(name)
+    return None
 
 
 @functools.cache

@@ -1,0 +1,66 @@
+// What the CUDA kernels can be asked for. Pointers are those of device memory, sizes and strides are in elements, and every
+// call returns as soon as the work is queued on a stream. Nothing here needs nvcc.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "../tile.h"
+#include "../values.h"
+
+namespace cuda {
+
+struct Stream {
+  int device;
+  uintptr_t handle;
+};
+
+// See metric_kernels/terms.py. `norm_grad` may be null, and so may `below` further down.
+template <class T> struct PairValues {
+  static void values(const Stream&, const Tile<T>&, T* out, int64_t out_stride);
+  static void slopes(const Stream&, const Tile<T>&, const T* g, int64_t g_stride, T* norm_grad);
+  static void add_transposed(const Stream&, T* matrix, int64_t n, int64_t stride);
+};
+
+// The columns of a matrix by label, and where the class of each row begins among them, and how many it has.
+struct Members {
+  const int64_t* order;
+  const int64_t* first;
+  const int64_t* number;
+};
+
+// See metric_kernels/ordered.py.
+template <class T> struct OrderedKernels {
+  static void ranks(const Stream&, const Values<T>&, T sign, const Lists<T>&, T margin, double* totals, int64_t* counts,
+                    int64_t* below);
+  static void rank_grads(const Stream&, const Values<T>&, T sign, const Lists<T>&, T margin, const T* scale, T* g,
+                         int64_t g_stride, int64_t* below);
+  static void triplets(const Stream&, const Values<T>&, T sign, const Members&, T margin, double* totals, int64_t* counts);
+  static void triplet_grads(const Stream&, const Values<T>&, T sign, const Members&, T margin, const T* scale, T* g,
+                            int64_t g_stride);
+  static void sums(const Stream&, const Values<T>&, T sign, const Lists<T>&, T margin, const Cost<T>&, double* totals,
+                   int64_t* counts);
+  static void sum_grads(const Stream&, const Values<T>&, T sign, const Lists<T>&, T margin, const Cost<T>&, const T* scale,
+                        T* g, int64_t g_stride, double* slopes);
+  static void nearest(const Stream&, const Values<T>&, T sign, const Lists<T>&, int64_t* columns);
+};
+
+// See metric_kernels/tile.py. Formulas have the numbers of the table that csrc/generate.py prints.
+template <class T> struct RowArguments {
+  Stream stream;
+  Tile<T> tile;
+  std::vector<double> params;
+  Side<T> rows, cols;
+};
+template <class T> struct RowKernels {
+  static void stats(const RowArguments<T>&, int formula, int stage, const Output<T>&);
+  static void weights(const RowArguments<T>&, int formula, bool both, T* norm_grad);
+  static void input_grads(const RowArguments<T>&, int formula, int stage, bool swapped, const Output<T>&);
+};
+
+// See metric_kernels/binned.py.
+template <class T> struct BinnedKernels {
+  static void histogram(const Stream&, const Values<T>&, const Nodes&, int bits, int64_t* out, bool* spoiled);
+  static void histogram_grads(const Stream&, const Values<T>&, const Nodes&, const T* tables, T* g, int64_t g_stride);
+};
+
+}  // namespace cuda

@@ -1,0 +1,15 @@
+// The kernels of terms, for both types of numbers.
+#include "binned.cuh"
+#include "ordered.cuh"
+#include "values.cuh"
+
+namespace cuda {
+
+template struct PairValues<float>;
+template struct PairValues<double>;
+template struct OrderedKernels<float>;
+template struct OrderedKernels<double>;
+template struct BinnedKernels<float>;
+template struct BinnedKernels<double>;
+
+}  // namespace cuda

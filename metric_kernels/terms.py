@@ -126,9 +126,7 @@ def value_tile(problem: core.Problem, rows: slice, tile: Tile) -> ValueTile:
     return ValueTile(v, tile.labels, tile.ref_labels, rows, tile.diagonal)
 
 
-def evaluate(
-    term: Term, batch: Batch, distance: object, backend: str | None, summed: bool = False
-) -> tuple[Tensor, Tensor]:
+def evaluate(term: Term, batch: Batch, distance: object, backend: str | None, summed: bool = False) -> tuple[Tensor, Tensor]:
     """Values (float64, differentiable once in the embeddings) and counts (int64) of a term, 0 for an empty batch.
 
     With ``summed`` the caller wants no more than their sums: there may be one of each instead.

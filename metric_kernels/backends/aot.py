@@ -20,14 +20,18 @@ from typing import NamedTuple
 import torch
 
 from metric_kernels import extremes, losses
-from metric_kernels.backends.triton import BLOCK, TritonBackend
+from metric_kernels.backends.triton import TritonBackend
 from metric_kernels.core import NOISE
 from metric_kernels.language import Formula, Op
 from metric_kernels.metrics import METRICS
-from metric_kernels.tile import Side, Tile
+from metric_kernels.tile import Factors, Side, Tile
 
 ARCHITECTURES = (80, 90)
 POINTS = 64
+# Type and coordinates of points for kernels that make the products: held whole, or in chunks forward, backward or both.
+SHAPES = ((torch.float32, 128), (torch.float16, 64), (torch.bfloat16, 128), (torch.bfloat16, 768))
+# More of what the compiler is told.
+OPTIONS: dict[str, object] = {}
 
 
 class Usage(NamedTuple):
@@ -64,22 +68,36 @@ def cases() -> Iterator[tuple[Formula, type]]:
         yield extremes.FORMULA, metric
 
 
-def calls(formula: Formula, metric: type, backend: TritonBackend) -> Iterator[tuple[str, Callable]]:
-    """A call of the backend for every kernel that the formula has."""
+def calls(
+    formula: Formula, metric: type, backend: TritonBackend, shape: tuple[torch.dtype, int] | None
+) -> Iterator[tuple[str, Callable]]:
+    """A call of the backend for every kernel that the formula has: those that read products, or that make them of points of
+    a shape.
+    """
     op = Op(formula, metric, tuple((0.5,) * len(stage.params) for stage in formula.stages))
     values, norms = torch.zeros(len(formula.stats), POINTS), torch.ones(POINTS)
     labels = torch.zeros(POINTS, dtype=torch.int64)
     side = Side(values, values, values.to(torch.int64))
     eps = NOISE * torch.finfo(torch.float32).eps
     tile = Tile(torch.zeros(POINTS, POINTS), labels, labels, 0, 0, norms, norms, eps)
+    if shape is not None:
+        x = torch.zeros(POINTS, shape[1], dtype=shape[0])
+        scale = None if shape[0] == torch.float32 else norms
+        tile = tile._replace(s=norms[:0], factors=Factors(x, x, scale, scale))
     for number, stage in enumerate(formula.stages):
         yield f"stats {number}", partial(backend.stage_stats, op, number, tile, values, values, values, side.index, values)
         for swapped, slope in ((False, stage.drow), (True, stage.dcol)):
             if slope is not None:
                 name = f"input_grads {number} {slope.__name__}"
                 yield name, partial(backend.input_grads, op, number, tile, side, side, swapped)
-    for name, both in (("weights", False), ("weights both", True)):
-        yield name, partial(backend.weights, op, tile, side, side, both, norms if metric.norms else None)
+    norm_grad = norms if metric.norms else None
+    if shape is None:
+        for name, both in (("weights", False), ("weights both", True)):
+            yield name, partial(backend.weights, op, tile, side, side, both, norm_grad)
+    else:
+        for name, there, back in (("there", True, False), ("back", False, True), ("both", True, True)):
+            call = partial(backend.gradients, op, tile, side, side, torch.zeros(x.shape), norm_grad, there, back)
+            yield f"gradients {name}", call
 
 
 def usage(kernel: object) -> Usage:
@@ -97,35 +115,47 @@ def usage(kernel: object) -> Usage:
     return Usage(found["REG"], kernel.metadata.shared, found["STACK"] + found["LOCAL"], len(instructions))
 
 
+def compiled(
+    formula: Formula, metric: type, architecture: int, shape: tuple[torch.dtype, int] | None
+) -> Iterator[tuple[str, Callable[[], Usage]]]:
+    """Every kernel of a formula, and what it needs; its name comes first, in case the compiler raises."""
+    from triton.runtime import driver
+
+    made: list[object] = []
+
+    def compile_only(kernel, tile, chunks, *arguments, **constants):
+        made.append(kernel.warmup(*arguments, **constants, **OPTIONS, grid=(1,)))
+
+    def needs(call: Callable) -> Usage:
+        call()
+        return usage(made.pop())
+
+    driver.set_active(Target(architecture))
+    for name, call in calls(formula, metric, TritonBackend(compile_only), shape):
+        yield name, partial(needs, call)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Compile the Triton kernels without a GPU and print what each needs.")
     parser.add_argument("losses", nargs="*", metavar="LOSS", help="name of a loss (default: all)")
     wanted = parser.parse_args().losses
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET=1 replaces the compiler; unset it")
-    from triton.runtime import driver
-
-    made: list[object] = []
-
-    def compile_only(kernel, tile, *arguments, **constants):
-        made.append(kernel.warmup(*arguments, **constants, **BLOCK, grid=(1,)))
-
-    what, needs = "{:<22} {:<20} {:<17} {:<6}", " {:>9} {:>6} {:>7} {:>12}"
-    print(what.format("kernel", "formula", "metric", "target") + needs.format(*Usage._fields))
+    what, needs = "{:<22} {:<20} {:<17} {:<13} {:<6}", " {:>9} {:>6} {:>7} {:>12}"
+    print(what.format("kernel", "formula", "metric", "multiplies", "target") + needs.format(*Usage._fields))
     spilled = 0
     for architecture in ARCHITECTURES:
-        driver.set_active(Target(architecture))
-        for formula, metric in cases():
+        for formula, metric in dict.fromkeys(cases()):
             name = formula.key.rpartition(".")[2]
             if wanted and name not in wanted:
                 continue
-            for kernel, call in calls(formula, metric, TritonBackend(compile_only)):
-                # First the name, in case the compiler raises.
-                print(what.format(kernel, name, metric.__name__, f"sm_{architecture}"), end="", flush=True)
-                call()
-                found = usage(made.pop())
-                print(needs.format(*found))
-                spilled += found.spilled
+            for shape in (None, *SHAPES):
+                points = "" if shape is None else f"{str(shape[0]).removeprefix('torch.')} {shape[1]}"
+                for kernel, needed in compiled(formula, metric, architecture, shape):
+                    print(what.format(kernel, name, metric.__name__, points, f"sm_{architecture}"), end="", flush=True)
+                    found = needed()
+                    print(needs.format(*found))
+                    spilled += found.spilled
     return 1 if spilled else 0
 
 

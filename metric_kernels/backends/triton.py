@@ -213,11 +213,11 @@ def _launch(kernel, tile: Tile, chunks: int, *arguments: object, **constants: ob
 
 
 def _row_block() -> dict[str, int | bool]:
-    return INTERPRETED_BLOCK if _kernels().INTERPRETED else BLOCK
+    return INTERPRETED_BLOCK if _interpreting() else BLOCK
 
 
 def _block(tile: Tile, backward: bool) -> triton_tiles.Block:
-    if _kernels().INTERPRETED:
+    if _interpreting():
         return triton_tiles.INTERPRETED
     return triton_tiles.block(tile.factors.x.shape[1], tile.factors.x.dtype, backward)
 
@@ -233,6 +233,13 @@ def _products(op: Op, tile: Tile) -> dict[str, object]:
         return {"multiply": None, **_row_block()}
     block = _block(tile, backward=False)
     return {"multiply": _multiply(op, tile, block), **block.options()}
+
+
+def _interpreting() -> bool:
+    """Whether Triton was imported with its interpreter."""
+    from metric_kernels.backends.triton_products import INTERPRETED
+
+    return bool(INTERPRETED)
 
 
 def _interpreted() -> bool:

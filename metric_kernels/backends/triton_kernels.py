@@ -16,7 +16,6 @@ import triton.language as tl
 
 from metric_kernels.backends.triton_products import _add_weighted, _product, _resident
 
-INTERPRETED = triton.knobs.runtime.interpret
 NO_COLUMN = tl.constexpr(2**31 - 1)
 
 
@@ -38,7 +37,16 @@ def _at(matrix, k, points):
 def _read_side(side, counts: tl.constexpr, points, inside):
     values = _read(side[0], counts[0], points, inside)
     grads = _read(side[1], counts[1], points, inside)
-    return values, grads, _read(side[2], counts[2], points, inside)
+    return values, grads, _read_columns(side[2], counts[2], points, inside)
+
+
+@triton.jit
+def _read_columns(matrix, count: tl.constexpr, points, inside):
+    """Columns of extremes, which are less than NO_COLUMN and need one register each."""
+    found = ()
+    for k in tl.static_range(count):
+        found += (tl.load(_at(matrix, k, points), mask=inside, other=0).to(tl.int32),)
+    return found
 
 
 @triton.jit

@@ -8,11 +8,22 @@ lie as (height, depth) on the side of the anchors and as (depth, width) on the o
 import triton
 import triton.language as tl
 
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
 
 @triton.jit
 def _coordinates(points, at, inside, k, dim: tl.constexpr):
     """Coordinates k of the points at ``at``, whichever of the two is the row; 0 where there is none."""
     return tl.load(points + at.to(tl.int64) * dim + k, mask=inside & (k < dim), other=0.0)
+
+
+@triton.jit
+def _dot(a, b, total, multiply: tl.constexpr):
+    if INTERPRETED:
+        # It would multiply the bits of bfloat16.
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), total)
+    else:
+        return tl.dot(a, b, total, input_precision=multiply.precision)
 
 
 @triton.jit
@@ -32,7 +43,7 @@ def _product(s, factors, anchors, i, j, m, n, multiply: tl.constexpr):
     else:
         if anchors is not None:
             others = _coordinates(factors[1], j, j < n, tl.arange(0, multiply.depth)[:, None], multiply.dim)
-            product = tl.dot(anchors, others, input_precision=multiply.precision)
+            product = _dot(anchors, others, tl.full((i.shape[0], j.shape[1]), 0.0, tl.float32), multiply)
         elif multiply.halves:
             # A sum of two halves is up to half as wrong.
             middle: tl.constexpr = multiply.dim // (2 * multiply.depth) * multiply.depth
@@ -53,7 +64,7 @@ def _summed_products(factors, i, j, m, n, first: tl.constexpr, last: tl.constexp
         k = start + tl.arange(0, multiply.depth)
         anchors = _coordinates(factors[0], i, i < m, k[None, :], multiply.dim)
         others = _coordinates(factors[1], j, j < n, k[:, None], multiply.dim)
-        total = tl.dot(anchors, others, total, input_precision=multiply.precision)
+        total = _dot(anchors, others, total, multiply)
     return total
 
 
@@ -66,4 +77,4 @@ def _add_weighted(grad, w, factors, j, n, first, span: tl.constexpr, multiply: t
     if others.dtype == tl.float16:
         # Weights would leave its range; TF32 has as many bits and the range of float32.
         others = others.to(tl.float32)
-    return tl.dot(w.to(others.dtype), tl.trans(others), grad, input_precision=multiply.precision)
+    return _dot(w.to(others.dtype), tl.trans(others), grad, multiply)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 FORMS = ("a", "b")
+_REGISTERS = 65536  # of a multiprocessor
 _form: ContextVar[str | None] = ContextVar("metric_kernels_triton_form", default=None)
 
 # Where form (b) is taken: from this many pairs on, up to so many coordinates, by type of the points that are multiplied.
@@ -58,6 +59,8 @@ class Block:
             "width": self.width,
             "num_warps": self.warps,
             "num_stages": self.stages,
+            # For two programs side by side the compiler would rather spill a few.
+            "maxnreg": min(255, _REGISTERS // (32 * self.warps)),
             "enable_fp_fusion": True,
         }
 
@@ -86,13 +89,13 @@ def chosen(n: int, m: int, dim: int, dtype: torch.dtype) -> bool:
 
 
 def block(dim: int, dtype: torch.dtype, backward: bool) -> Block:
-    """A program's share, such that no register spills (`make aot`)."""
+    """A program's share, small enough that no formula of this package spills registers (`make aot`)."""
     whole = max(16, 1 << (dim - 1).bit_length())
     if dtype == torch.float32:
-        return Block(height=64, width=64, depth=32, span=min(whole, 64), warps=4, stages=2)
-    if backward:
-        return Block(height=64, width=64, depth=min(whole, 128), span=min(whole, 128), warps=4, stages=2)
-    return Block(height=64, width=64, depth=min(whole, 128), span=0, warps=4, stages=3)
+        return Block(height=64, width=32, depth=16, span=min(whole, 64), warps=8, stages=2)
+    if not backward and whole <= 128:
+        return Block(height=128, width=32, depth=whole, span=whole, warps=8, stages=3)
+    return Block(height=64, width=32, depth=min(whole, 64), span=min(whole, 128), warps=8, stages=2)
 
 
 def multiply(dim: int, dtype: torch.dtype, depth: int, halves: bool) -> Multiply:

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -257,6 +258,7 @@ def test_products_follow_the_switch_of_torch():
         for setting, name in (("highest", "ieee"), ("high", "tf32")):
             torch.set_float32_matmul_precision(setting)
             assert triton_tiles.multiply(128, torch.float32, 16, halves=False).precision == name
+            assert triton_tiles.multiply(128, torch.bfloat16, 16, halves=False).precision == "tf32"
     finally:
         torch.set_float32_matmul_precision(before)
 
@@ -497,17 +499,46 @@ def test_kernels_compile_without_a_gpu(tmp_path):
 import sys
 from metric_kernels.backends import aot
 sys.argv[1:] = ["NTXentLoss"]
-aot.ARCHITECTURES = (90,)
+aot.ARCHITECTURES, aot.SHAPES = (90,), (("bfloat16", 128),)
 status = aot.main()
-aot.BLOCK = aot.BLOCK | {"maxnreg": 24}
+aot.SHAPES, aot.OPTIONS = (), {"maxnreg": 24}
 sys.exit(10 * status + aot.main())
 """
     run = python(code, TRITON_CACHE_DIR=str(tmp_path))
     assert run.returncode == 1, run.stderr  # none spills, but where registers are withheld
-    table = re.findall(r"^(\w[\w ]+?) +NTXentLoss +Dot +sm_90 +\d+ +\d+ +(\d+) +\d+$", run.stdout, re.MULTILINE)
-    assert [name for name, _ in table[:5]] == ["stats 0", "stats 1", "input_grads 1 drow", "weights", "weights both"]
-    assert len(table) == 10
-    assert all(spilled == "0" for _, spilled in table[:5])
-    # Offsets of rows in a tile are 64 bits wide.
+    table = re.findall(
+        r"^(\w[\w ]+?) +NTXentLoss +Dot +(bfloat16 128)? +sm_90 +\d+ +\d+ +(\d+) +\d+$", run.stdout, re.MULTILINE
+    )
+    statistics = ["stats 0", "stats 1", "input_grads 1 drow"]
+    names = [*statistics, "weights", "weights both", *statistics, *(f"gradients {way}" for way in ("there", "back", "both"))]
+    assert [name for name, *_ in table[:11]] == names
+    assert len(table) == 16
+    assert all(spilled == "0" for *_, spilled in table[:11])
+    # Offsets of rows in a tile, and of coordinates, are 64 bits wide.
     for path in tmp_path.glob("*/*.ttir"):
-        assert re.search(r"arith\.extsi %n\w* : i32 to i64", path.read_text()), path
+        text = path.read_text()
+        wide = r"arith\.extsi .*tensor<\d+x1xi32" if "tt.dot" in text else r"arith\.extsi %n\w* : i32 to i64"
+        assert re.search(wide, text), path
+
+
+def test_a_formula_costs_what_a_kernel_by_hand_does():
+    code = f"""
+import sys
+import torch
+sys.path.append({str(Path(__file__).parent)!r})
+from handwritten import supcon
+from metric_kernels import losses
+from metric_kernels.backends import aot, triton_tiles
+from metric_kernels.metrics import Dot
+for architecture in aot.ARCHITECTURES:
+    generic = dict(aot.compiled(losses.SupConLoss.formula, Dot, architecture, ("bfloat16", 128)))["stats 0"]().instructions
+    n, options = aot.POINTS, triton_tiles.block(128, torch.bfloat16, backward=False, extremes=False).options()
+    x, labels, values = torch.zeros(n, 128, dtype=torch.bfloat16), torch.zeros(n, dtype=torch.int64), torch.zeros(4, n)
+    kernel = supcon.warmup(x, values[0], labels, n, 0.5, 0.5, values, values, n, dim=128, grid=(1,), **options)
+    print(generic, aot.usage(kernel).instructions)
+"""
+    run = python(code)
+    assert run.returncode == 0, run.stderr
+    for line in run.stdout.splitlines():
+        generic, by_hand = map(int, line.split())
+        assert generic <= 1.05 * by_hand, line

@@ -28,8 +28,8 @@ from metric_kernels.tile import Factors, Side, Tile
 
 ARCHITECTURES = (80, 90)
 POINTS = 64
-# Type and coordinates of points for kernels that make the products: held whole, or in chunks forward, backward or both.
-SHAPES = ((torch.float32, 128), (torch.float16, 64), (torch.bfloat16, 128), (torch.bfloat16, 768))
+# Kind (triton_tiles.py) and coordinates of points for kernels that make the products: held whole, or in chunks.
+SHAPES = (("float32", 128), ("tf32", 64), ("tf32", 128), ("float16", 64), ("bfloat16", 128), ("bfloat16", 768))
 # More of what the compiler is told.
 OPTIONS: dict[str, object] = {}
 
@@ -69,7 +69,7 @@ def cases() -> Iterator[tuple[Formula, type]]:
 
 
 def calls(
-    formula: Formula, metric: type, backend: TritonBackend, shape: tuple[torch.dtype, int] | None
+    formula: Formula, metric: type, backend: TritonBackend, shape: tuple[str, int] | None
 ) -> Iterator[tuple[str, Callable]]:
     """A call of the backend for every kernel that the formula has: those that read products, or that make them of points of
     a shape.
@@ -81,8 +81,10 @@ def calls(
     eps = NOISE * torch.finfo(torch.float32).eps
     tile = Tile(torch.zeros(POINTS, POINTS), labels, labels, 0, 0, norms, norms, eps)
     if shape is not None:
-        x = torch.zeros(POINTS, shape[1], dtype=shape[0])
-        scale = None if shape[0] == torch.float32 else norms
+        kind, dim = shape
+        torch.backends.cuda.matmul.allow_tf32 = kind == "tf32"
+        x = torch.zeros(POINTS, dim, dtype=getattr(torch, kind, torch.float32))
+        scale = None if x.dtype == torch.float32 else norms
         tile = tile._replace(s=norms[:0], factors=Factors(x, x, scale, scale))
     for number, stage in enumerate(formula.stages):
         yield f"stats {number}", partial(backend.stage_stats, op, number, tile, values, values, values, side.index, values)
@@ -116,7 +118,7 @@ def usage(kernel: object) -> Usage:
 
 
 def compiled(
-    formula: Formula, metric: type, architecture: int, shape: tuple[torch.dtype, int] | None
+    formula: Formula, metric: type, architecture: int, shape: tuple[str, int] | None
 ) -> Iterator[tuple[str, Callable[[], Usage]]]:
     """Every kernel of a formula, and what it needs; its name comes first, in case the compiler raises."""
     from triton.runtime import driver
@@ -124,7 +126,7 @@ def compiled(
     made: list[object] = []
 
     def compile_only(kernel, tile, chunks, *arguments, **constants):
-        made.append(kernel.warmup(*arguments, **constants, **OPTIONS, grid=(1,)))
+        made.append(kernel.warmup(*arguments, **constants | OPTIONS, grid=(1,)))
 
     def needs(call: Callable) -> Usage:
         call()
@@ -150,7 +152,7 @@ def main() -> int:
             if wanted and name not in wanted:
                 continue
             for shape in (None, *SHAPES):
-                points = "" if shape is None else f"{str(shape[0]).removeprefix('torch.')} {shape[1]}"
+                points = "" if shape is None else "{} {}".format(*shape)
                 for kernel, needed in compiled(formula, metric, architecture, shape):
                     print(what.format(kernel, name, metric.__name__, points, f"sm_{architecture}"), end="", flush=True)
                     found = needed()

@@ -25,6 +25,8 @@ from metric_kernels.tile import Side, StageByStage, Tile
 # In a block of one row whatever is read of its columns is spread over the threads in the same way, so that no thread
 # waits for another before the end of the row.
 BLOCK = {"height": 1, "width": 512, "num_warps": 4, "enable_fp_fusion": True}
+# Left alone, the compiler would rather spill the columns of extremes than use more than 64 registers.
+EXTREMES_BLOCK = BLOCK | {"maxnreg": 96}
 # An operation of the interpreter costs the same whatever its size.
 INTERPRETED_BLOCK = {"height": 32, "width": 32}
 
@@ -107,7 +109,7 @@ class TritonBackend(StageByStage):
             both=both,
             row_counts=counts,
             col_counts=counts if both else (number if formula.two_sided else 0, 0, 0),
-            **_row_block(),
+            **_row_block(op),
         )
 
     def gradients(
@@ -115,7 +117,7 @@ class TritonBackend(StageByStage):
     ) -> None:
         formula, number = op.formula, len(op.formula.stats)
         anchor, other = (number, number, number if formula.extremes else 0), (number if formula.two_sided else 0, 0, 0)
-        block = _block(tile, backward=True)
+        block = _block(op, tile, backward=True)
         self.launch(
             _kernels().gradients,
             tile,
@@ -212,14 +214,17 @@ def _launch(kernel, tile: Tile, chunks: int, *arguments: object, **constants: ob
         kernel[(programs, chunks)](*arguments, **constants)
 
 
-def _row_block() -> dict[str, int | bool]:
-    return INTERPRETED_BLOCK if _interpreting() else BLOCK
+def _row_block(op: Op) -> dict[str, int | bool]:
+    if _interpreting():
+        return INTERPRETED_BLOCK
+    return EXTREMES_BLOCK if op.formula.extremes else BLOCK
 
 
-def _block(tile: Tile, backward: bool) -> triton_tiles.Block:
+def _block(op: Op, tile: Tile, backward: bool) -> triton_tiles.Block:
     if _interpreting():
         return triton_tiles.INTERPRETED
-    return triton_tiles.block(tile.factors.x.shape[1], tile.factors.x.dtype, backward)
+    x = tile.factors.x
+    return triton_tiles.block(x.shape[1], x.dtype, backward, op.formula.extremes)
 
 
 def _multiply(op: Op, tile: Tile, block: triton_tiles.Block) -> triton_tiles.Multiply:
@@ -230,8 +235,8 @@ def _multiply(op: Op, tile: Tile, block: triton_tiles.Block) -> triton_tiles.Mul
 def _products(op: Op, tile: Tile) -> dict[str, object]:
     """What a kernel needs to know to read products or make them."""
     if tile.factors is None:
-        return {"multiply": None, **_row_block()}
-    block = _block(tile, backward=False)
+        return {"multiply": None, **_row_block(op)}
+    block = _block(op, tile, backward=False)
     return {"multiply": _multiply(op, tile, block), **block.options()}
 
 

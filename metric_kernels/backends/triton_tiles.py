@@ -15,17 +15,17 @@ from dataclasses import dataclass
 import torch
 
 FORMS = ("a", "b")
-_REGISTERS = 65536  # of a multiprocessor
 _form: ContextVar[str | None] = ContextVar("metric_kernels_triton_form", default=None)
 
-# Where form (b) is taken: from this many pairs on, up to so many coordinates, by type of the points that are multiplied.
+# Where form (b) is taken: from this many pairs on, up to so many coordinates, by how points are multiplied (``kind``).
 # None of these numbers is measured; they await `make bench-gpu`. Until then form (b) is for matrices beyond the
-# workspace's default, and in float32, which it multiplies without tensor cores unless TF32 is allowed, for few coordinates.
-# Half precision has no limit of coordinates: form (a) widens it to float32.
+# workspace's default, and without tensor cores for few coordinates. Half precision has no limit of coordinates and begins
+# with smaller matrices: form (a) widens it to float32.
 CHOICE = {
-    torch.float32: (1 << 26, 64),
-    torch.bfloat16: (1 << 22, math.inf),
-    torch.float16: (1 << 22, math.inf),
+    "float32": (1 << 26, 64),
+    "tf32": (1 << 26, 128),
+    "bfloat16": (1 << 22, math.inf),
+    "float16": (1 << 22, math.inf),
 }
 
 
@@ -44,7 +44,11 @@ class Multiply:
 
 @dataclass(frozen=True)
 class Block:
-    """Rows and columns of a program, how many coordinates it holds of either side and of a gradient, and its threads."""
+    """Rows and columns of a program, how many coordinates it holds of either side and of a gradient, and its threads.
+
+    ``registers`` of a thread, if the compiler is not to choose: for two programs side by side it would rather spill a few, but
+    told to, it uses as many as it may.
+    """
 
     height: int
     width: int
@@ -52,17 +56,12 @@ class Block:
     span: int
     warps: int
     stages: int
+    registers: int | None = None
 
     def options(self) -> dict[str, int | bool]:
-        return {
-            "height": self.height,
-            "width": self.width,
-            "num_warps": self.warps,
-            "num_stages": self.stages,
-            # For two programs side by side the compiler would rather spill a few.
-            "maxnreg": min(255, _REGISTERS // (32 * self.warps)),
-            "enable_fp_fusion": True,
-        }
+        threads = {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+        limit = {} if self.registers is None else {"maxnreg": self.registers}
+        return {"height": self.height, "width": self.width, **threads, **limit}
 
 
 INTERPRETED = Block(height=32, width=32, depth=16, span=16, warps=4, stages=1)
@@ -80,25 +79,40 @@ def use_form(name: str) -> Iterator[None]:
         _form.reset(token)
 
 
+def kind(dtype: torch.dtype) -> str:
+    """How points of a type are multiplied, in float32 as the switch of torch says."""
+    if dtype == torch.float32:
+        return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "float32"
+    return str(dtype).removeprefix("torch.")
+
+
 def chosen(n: int, m: int, dim: int, dtype: torch.dtype) -> bool:
     """Whether form (b) is taken for n times m points of ``dim`` coordinates."""
     if _form.get():
         return _form.get() == "b"
-    pairs, widest = CHOICE[dtype]
+    pairs, widest = CHOICE[kind(dtype)]
     return n * m >= pairs and dim <= widest
 
 
-def block(dim: int, dtype: torch.dtype, backward: bool) -> Block:
-    """A program's share, small enough that no formula of this package spills registers (`make aot`)."""
-    whole = max(16, 1 << (dim - 1).bit_length())
-    if dtype == torch.float32:
-        return Block(height=64, width=32, depth=16, span=min(whole, 64), warps=8, stages=2)
-    if not backward and whole <= 128:
+def block(dim: int, dtype: torch.dtype, backward: bool, extremes: bool) -> Block:
+    """A program's share, small enough that no formula of this package spills registers (`make aot`).
+
+    With ``extremes`` there are columns to be remembered beside each value.
+    """
+    whole, width = max(16, 1 << (dim - 1).bit_length()), 16 if extremes else 32
+    if kind(dtype) == "float32":
+        return Block(height=64, width=32, depth=16, span=min(whole, 64), warps=8, stages=2, registers=255)
+    held = 256 // dtype.itemsize
+    if backward:
+        # Anchors that are held would have the warps share out rows alone, for which there are too few of them.
+        depth = max(16, min(whole, held) // 2)
+        return Block(height=64, width=width, depth=depth, span=min(whole, 128), warps=8, stages=2, registers=255)
+    if whole <= held:
         return Block(height=128, width=32, depth=whole, span=whole, warps=8, stages=3)
-    return Block(height=64, width=32, depth=min(whole, 64), span=min(whole, 128), warps=8, stages=2)
+    return Block(height=64, width=width, depth=held // 2, span=128, warps=8, stages=2)
 
 
 def multiply(dim: int, dtype: torch.dtype, depth: int, halves: bool) -> Multiply:
     """In half precision "tf32" means the weights of float16, see :mod:`.triton_products`."""
-    tf32 = dtype != torch.float32 or torch.backends.cuda.matmul.allow_tf32
-    return Multiply(dim, depth, "tf32" if tf32 else "ieee", halves and dim >= 2 * depth)
+    ieee = kind(dtype) == "float32"
+    return Multiply(dim, depth, "ieee" if ieee else "tf32", halves and ieee and dim >= 2 * depth)

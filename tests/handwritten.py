@@ -7,11 +7,12 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m"])
 def supcon(
     x,
     inverse_norms,
     labels,
+    m,
     n,
     sign,
     temperature,
@@ -24,7 +25,7 @@ def supcon(
 ):
     k = tl.arange(0, dim)
     i = tl.program_id(0) * height + tl.arange(0, height)
-    here = i < n
+    here = i < m
     label = tl.load(labels + i, mask=here, other=0)
     inverse = tl.load(inverse_norms + i, mask=here, other=0.0)
     anchors = tl.load(x + i[:, None].to(tl.int64) * dim + k[None, :], mask=here[:, None], other=0.0)

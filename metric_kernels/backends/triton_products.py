@@ -12,9 +12,17 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 @triton.jit
-def _coordinates(points, at, inside, k, dim: tl.constexpr):
-    """Coordinates k of the points at ``at``, whichever of the two is the row; 0 where there is none."""
-    return tl.load(points + at.to(tl.int64) * dim + k, mask=inside & (k < dim), other=0.0)
+def _load(pointers, points, number, axis: tl.constexpr):
+    """What is known of each point, 0 beyond their number, as a row or column."""
+    return tl.expand_dims(tl.load(pointers, mask=points < number, other=0), axis)
+
+
+@triton.jit
+def _coordinates(x, points, number, k, dim: tl.constexpr, axis: tl.constexpr):
+    """Coordinates k of the points, which lie along ``axis``; 0 where there is none."""
+    at = tl.expand_dims(points.to(tl.int64) * dim, 1 - axis) + tl.expand_dims(k, axis)
+    inside = tl.expand_dims(points < number, 1 - axis) & tl.expand_dims(k < dim, axis)
+    return tl.load(x + at, mask=inside, other=0.0)
 
 
 @triton.jit
@@ -32,18 +40,19 @@ def _resident(factors, i, m, multiply: tl.constexpr):
     if multiply is None or multiply.dim > multiply.depth:
         return None
     else:
-        return _coordinates(factors[0], i, i < m, tl.arange(0, multiply.depth)[None, :], multiply.dim)
+        return _coordinates(factors[0], i, m, tl.arange(0, multiply.depth), multiply.dim, 0)
 
 
 @triton.jit
 def _product(s, factors, anchors, i, j, m, n, multiply: tl.constexpr):
     """s_ij."""
     if multiply is None:
-        return tl.load(s + i.to(tl.int64) * n + j, mask=(i < m) & (j < n), other=0.0)
+        at = i[:, None].to(tl.int64) * n + j[None, :]
+        return tl.load(s + at, mask=(i < m)[:, None] & (j < n)[None, :], other=0.0)
     else:
         if anchors is not None:
-            others = _coordinates(factors[1], j, j < n, tl.arange(0, multiply.depth)[:, None], multiply.dim)
-            product = _dot(anchors, others, tl.full((i.shape[0], j.shape[1]), 0.0, tl.float32), multiply)
+            others = _coordinates(factors[1], j, n, tl.arange(0, multiply.depth), multiply.dim, 1)
+            product = _dot(anchors, others, tl.full((i.shape[0], j.shape[0]), 0.0, tl.float32), multiply)
         elif multiply.halves:
             # A sum of two halves is up to half as wrong.
             middle: tl.constexpr = multiply.dim // (2 * multiply.depth) * multiply.depth
@@ -52,18 +61,18 @@ def _product(s, factors, anchors, i, j, m, n, multiply: tl.constexpr):
         else:
             product = _summed_products(factors, i, j, m, n, 0, multiply.dim, multiply)
         if factors[2] is not None:
-            product *= tl.load(factors[2] + i, mask=i < m, other=0.0) * tl.load(factors[3] + j, mask=j < n, other=0.0)
+            product *= _load(factors[2] + i, i, m, 1) * _load(factors[3] + j, j, n, 0)
         return product
 
 
 @triton.jit
 def _summed_products(factors, i, j, m, n, first: tl.constexpr, last: tl.constexpr, multiply: tl.constexpr):
     """Over the coordinates from first to last."""
-    total = tl.full((i.shape[0], j.shape[1]), 0.0, tl.float32)
+    total = tl.full((i.shape[0], j.shape[0]), 0.0, tl.float32)
     for start in range(first, last, multiply.depth):
         k = start + tl.arange(0, multiply.depth)
-        anchors = _coordinates(factors[0], i, i < m, k[None, :], multiply.dim)
-        others = _coordinates(factors[1], j, j < n, k[:, None], multiply.dim)
+        anchors = _coordinates(factors[0], i, m, k, multiply.dim, 0)
+        others = _coordinates(factors[1], j, n, k, multiply.dim, 1)
         total = _dot(anchors, others, total, multiply)
     return total
 
@@ -71,9 +80,9 @@ def _summed_products(factors, i, j, m, n, first: tl.constexpr, last: tl.constexp
 @triton.jit
 def _add_weighted(grad, w, factors, j, n, first, span: tl.constexpr, multiply: tl.constexpr):
     """grad + w y, as to the coordinates first, first + 1 ... of y."""
-    others = _coordinates(factors[1], j, j < n, (first + tl.arange(0, span))[:, None], multiply.dim)
+    others = _coordinates(factors[1], j, n, first + tl.arange(0, span), multiply.dim, 1)
     if factors[3] is not None:
-        w *= tl.load(factors[3] + j, mask=j < n, other=0.0)
+        w *= _load(factors[3] + j, j, n, 0)
     if others.dtype == tl.float16:
         # Weights would leave its range; TF32 has as many bits and the range of float32.
         others = others.to(tl.float32)

@@ -30,6 +30,7 @@ from metric_kernels import backends, losses
 from metric_kernels.backends.triton_tiles import FORMS, use_form
 from metric_kernels.metrics import Dot
 
+DEVICE = "cuda"
 LOSSES = ("SupConLoss", "MultiSimilarityLoss", "NTXentLoss", "ContrastiveLoss", "CircleLoss", "LiftedStructureLoss")
 BATCHES, DIMS, TYPES = (1024, 4096, 8192, 16384, 65536), (128, 512, 768), ("bfloat16", "tf32", "float32")
 # The bars of the project, which come first.
@@ -144,14 +145,14 @@ def milliseconds(step: Callable[[], object], budget_s: float) -> list[float]:
 def product_ms(case: Case, dtype: torch.dtype) -> float:
     """Of three products of all pairs, from those of a block of rows."""
     rows = min(case.batch, BLOCK_ROWS)
-    x = torch.randn(case.batch, case.dim, device="cuda").to(dtype)
-    block, w = x[:rows], torch.randn(rows, case.batch, device="cuda").to(dtype)
+    x = torch.randn(case.batch, case.dim, device=DEVICE).to(dtype)
+    block, w = x[:rows], torch.randn(rows, case.batch, device=DEVICE).to(dtype)
     products = (lambda: block @ x.t()), (lambda: w @ x), (lambda: w.t() @ block)
     return sum(statistics.median(milliseconds(p, 0.05)) for p in products) * case.batch / rows
 
 
 def copy_bytes_per_ms(size: int = 1 << 30) -> float:
-    source = torch.empty(size, dtype=torch.uint8, device="cuda")
+    source = torch.empty(size, dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(source)
     return 2 * size / statistics.median(milliseconds(lambda: target.copy_(source), 0.1))
 
@@ -189,7 +190,7 @@ def run(records: GpuRecords, chosen: list[Case], seconds: float, each_s: float) 
         with multiplied(case.dtype) as dtype:
             floor = product_ms(case, dtype)
             x, labels = replace(case, dtype=str(dtype).removeprefix("torch.")).inputs()
-            x, labels = x.detach().cuda().requires_grad_(), labels.cuda()
+            x, labels = x.detach().to(DEVICE).requires_grad_(), labels.to(DEVICE)
             true = truth(case, x, labels)
             for provider, make in providers().items():
                 if time.monotonic() > deadline:

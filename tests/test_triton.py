@@ -241,6 +241,17 @@ def test_a_second_backward_pass_begins_again():
     assert torch.equal(first, second)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_operators_take_the_same_way(dtype):
+    x, labels = points(0, 30, 20)
+    x, loss = x.to(dtype), losses.NTXentLoss(backend="triton")
+    with use_form("b"):
+        expected = evaluate(loss, x, labels)
+        found = evaluate(torch.compile(loss, fullgraph=True, backend="aot_eager"), x, labels)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=0.0)
+
+
 def test_which_form():
     with pytest.raises(ValueError, match="use_form: expected one of a, b, got 'c'"), use_form("c"):
         pass

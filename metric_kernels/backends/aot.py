@@ -82,7 +82,7 @@ def calls(
     tile = Tile(torch.zeros(POINTS, POINTS), labels, labels, 0, 0, norms, norms, eps)
     if shape is not None:
         kind, dim = shape
-        torch.backends.cuda.matmul.allow_tf32 = kind == "tf32"
+        torch.backends.cuda.matmul.fp32_precision = "tf32" if kind == "tf32" else "ieee"
         x = torch.zeros(POINTS, dim, dtype=getattr(torch, kind, torch.float32))
         scale = None if x.dtype == torch.float32 else norms
         tile = tile._replace(s=norms[:0], factors=Factors(x, x, scale, scale))

@@ -36,9 +36,9 @@ def _dot(a, b, total, multiply: tl.constexpr):
 
 @triton.jit
 def _resident(factors, i, m, multiply: tl.constexpr):
-    """The anchors, where they are few enough coordinates to be held from block to block."""
+    """The anchors, where they have few enough coordinates to be held from block to block."""
     if multiply is None or multiply.dim > multiply.depth:
-        return None
+        return 0.0
     else:
         return _coordinates(factors[0], i, m, tl.arange(0, multiply.depth), multiply.dim, 0)
 
@@ -50,7 +50,7 @@ def _product(s, factors, anchors, i, j, m, n, multiply: tl.constexpr):
         at = i[:, None].to(tl.int64) * n + j[None, :]
         return tl.load(s + at, mask=(i < m)[:, None] & (j < n)[None, :], other=0.0)
     else:
-        if anchors is not None:
+        if multiply.dim <= multiply.depth:
             others = _coordinates(factors[1], j, n, tl.arange(0, multiply.depth), multiply.dim, 1)
             product = _dot(anchors, others, tl.full((i.shape[0], j.shape[0]), 0.0, tl.float32), multiply)
         elif multiply.halves:

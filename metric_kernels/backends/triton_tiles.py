@@ -82,7 +82,8 @@ def use_form(name: str) -> Iterator[None]:
 def kind(dtype: torch.dtype) -> str:
     """How points of a type are multiplied, in float32 as the switch of torch says."""
     if dtype == torch.float32:
-        return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "float32"
+        # The older allow_tf32 raises where this newer switch was set.
+        return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "float32"
     return str(dtype).removeprefix("torch.")
 
 

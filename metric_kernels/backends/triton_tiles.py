@@ -102,7 +102,7 @@ def block(dim: int, dtype: torch.dtype, backward: bool, extremes: bool) -> Block
     """
     whole, width = max(16, 1 << (dim - 1).bit_length()), 16 if extremes else 32
     if kind(dtype) == "float32":
-        return Block(height=64, width=32, depth=16, span=min(whole, 64), warps=8, stages=2, registers=255)
+        return Block(height=64, width=width, depth=16, span=min(whole, 64), warps=8, stages=2, registers=255)
     held = 256 // dtype.itemsize
     if backward:
         # Anchors that are held would have the warps share out rows alone, for which there are too few of them.

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt setup.py $(wildcard csrc/*.*) $(wildcard csrc/cuda/*) $(wildcard metric_kernels/losses/*.py) \
 	metric_kernels/metrics.py metric_kernels/extremes.py metric_kernels/digest.py
 
-.PHONY: help setup demo test test-gpu coverage nightly aot sanitize bench lint wheel clean
+.PHONY: help setup demo test test-gpu coverage nightly aot sanitize bench bench-gpu lint wheel clean
 
 help:
 	@echo "make demo      train on handwritten digits, compare with other libraries, draw pictures"
@@ -13,6 +13,7 @@ help:
 	@echo "make test      run the tests"
 	@echo "make coverage  the same with branch coverage, a quarter slower"
 	@echo "make bench     measure against the matrix products, torch.compile and pytorch-metric-learning"
+	@echo "make bench-gpu the same on a GPU, in 10 minutes; says so where there is none"
 	@echo "make aot       compile every Triton and CUDA kernel for sm_80 and sm_90; no GPU needed"
 	@echo "make test-gpu  run the losses and kernels on a GPU, and the CUDA kernels under compute-sanitizer"
 	@echo "make sanitize  run the C++ kernels, and the CUDA kernels on the CPU, under AddressSanitizer and UndefinedBehaviourSanitizer"
@@ -58,6 +59,9 @@ aot: setup
 bench: setup
 	$(BIN)/python -m pytest benchmarks -q $(ARGS)
 	$(BIN)/python -m benchmarks.bars
+
+bench-gpu: setup
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 # A second installation, so that the sanitized extension never takes the place of the fast one.
 SANITIZED := build/sanitized

@@ -53,6 +53,28 @@ def class_size(records: Records, path: Path) -> None:
         plt.close(figure)
 
 
+def gpu(records: Records, path: Path, loss: str = "SupConLoss") -> None:
+    """Rate of a loss by batch, type and dimension; no picture if there is no such number."""
+    measured = [case for case in records.cases() if case.loss == loss and records.number(case, "tflops")]
+    if not measured:
+        return
+    kinds, dims = (sorted({getattr(case, name) for case in measured}) for name in ("dtype", "dim"))
+    with plt.rc_context(STYLE):
+        size = (1 + 3.2 * len(dims), 1 + 2.8 * len(kinds))
+        figure, axes = plt.subplots(len(kinds), len(dims), figsize=size, squeeze=False, sharex=True)
+        for line, kind in zip(axes, kinds):
+            for ax, dim in zip(line, dims):
+                here = [case for case in measured if (case.dtype, case.dim) == (kind, dim)]
+                for provider in dict.fromkeys(case.provider for case in here):
+                    its = sorted((c.batch, records.number(c, "tflops")) for c in here if c.provider == provider)
+                    ax.loglog(*zip(*its), marker="o", markersize=4, label=provider)
+                ax.set(title=f"{kind}, D = {dim}", xlabel="B", ylabel="6 B² D / time, TFLOP/s")
+        axes[0][0].legend()
+        figure.suptitle(loss, fontweight="bold")
+        figure.savefig(path)
+        plt.close(figure)
+
+
 def _ratios(records: Records, case: Case) -> dict[int, float]:
     """Samples per class -> time over the floor."""
     found = {k: records.number(case.of_class_size(k), "ratio_to_floor") for k in CLASS_SIZES}

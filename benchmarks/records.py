@@ -25,6 +25,8 @@ DEFAULT = Path(__file__).parent / "results"
 class Records:
     """Rows as dictionaries of strings, by key; an empty string is a number that was not measured."""
 
+    columns: tuple[str, ...] = COLUMNS
+
     def __init__(self, path: Path):
         self.path = path
         self.rows: dict[tuple[str, ...], dict[str, str]] = {}
@@ -48,37 +50,41 @@ class Records:
             times = dict.fromkeys(_TIMES, "") | {"note": note}
             if timing:
                 its = timing.median
-                times |= {"median_ms": _text(its), "p20_ms": _text(timing.p20), "p80_ms": _text(timing.p80)}
-                times |= {"ratio_to_floor": _text(floor and its / floor), "ours_to_it": _text(ours and ours / its)}
+                times |= {"median_ms": text(its), "p20_ms": text(timing.p20), "p80_ms": text(timing.p80)}
+                times |= {"ratio_to_floor": text(floor and its / floor), "ours_to_it": text(ours and ours / its)}
                 times["count"] = str(timing.count)
             if errors:
                 times |= {"loss_error": f"{errors.loss:.1e}", "grad_error": f"{errors.grad:.1e}"}
-            self._update(case.by(provider), times)
+            self.update(case.by(provider), times)
 
     def add_peak(self, case: Case, megabytes: float) -> None:
         row = self.get(case)
         refused = row and not row["median_ms"] and not row["loss_error"]
-        self._update(case, {"peak_mb": _text(megabytes)} | ({"note": ""} if refused else {}))
+        self.update(case, {"peak_mb": text(megabytes)} | ({"note": ""} if refused else {}))
 
     def add_refusal(self, case: Case, reason: str) -> None:
-        self._update(case, {"peak_mb": "", "note": reason})
+        self.update(case, {"peak_mb": "", "note": reason})
 
-    def _update(self, case: Case, values: dict[str, str]) -> None:
+    def update(self, case: Case, values: dict[str, str]) -> None:
         key = tuple(map(str, astuple(case)))
-        row = self.rows.setdefault(key, dict.fromkeys(COLUMNS, "") | dict(zip(KEY, key)))
-        row |= values | origin()
+        row = self.rows.setdefault(key, dict.fromkeys(self.columns, "") | dict(zip(KEY, key)))
+        row |= values | self.origin()
+
+    @staticmethod
+    def origin() -> dict[str, str]:
+        return origin()
 
     def save(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         order = {p: i for i, p in enumerate(PROVIDERS)}
         cases = sorted(self.cases(), key=lambda c: (*astuple(c)[:-1], order.get(c.provider, len(order))))
         with self.path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, restval="", extrasaction="ignore", lineterminator="\n")
+            writer = csv.DictWriter(file, self.columns, restval="", extrasaction="ignore", lineterminator="\n")
             writer.writeheader()
             writer.writerows(self.get(case) for case in cases)
 
 
-def _text(number: float | None) -> str:
+def text(number: float | None) -> str:
     return "" if number is None else f"{number:.4g}"
 
 

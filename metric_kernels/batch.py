@@ -51,8 +51,12 @@ class Batch:
             raise ValueError("labels, ref_labels: expected both, or an indices_tuple, got None")
 
     def _widen(self) -> None:
-        """Half precision becomes float32 at once, so that the gradient is rounded once, whatever it is the sum of."""
+        """Half precision becomes float32 at once, so that the gradient is rounded once, whatever it is the sum of.
+
+        ``half`` is the type that both sides had, for a backend that multiplies what can still be given in that type.
+        """
         x, y = self.x, self.y
+        self.half = x.dtype if x.dtype == y.dtype and x.dtype in (torch.float16, torch.bfloat16) else None
         self.x = x.to(arithmetic(x.dtype))
         self.y = self.x if y is x else y.to(arithmetic(y.dtype))
 

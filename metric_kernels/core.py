@@ -19,7 +19,7 @@ from torch import Tensor
 
 from metric_kernels.language import Formula, Op
 from metric_kernels.metrics import Metric
-from metric_kernels.tile import Epilogue, Side, Tile, finite
+from metric_kernels.tile import Epilogue, Factors, Side, Tile, finite
 
 NORM_FLOOR = 1e-12
 # Unit roundoffs that cover the error of p + q - 2 s, where z of length D is summed in blocks; below it a distance is 0.
@@ -77,6 +77,7 @@ class Problem(NamedTuple):
     exclude_self: bool
     backend: object
     known: Tensor | None = None
+    fused: bool = False  # the backend makes the products itself
 
     @property
     def free_norms(self) -> bool:
@@ -91,12 +92,13 @@ class Problem(NamedTuple):
 class Points:
     """Embeddings in the arithmetic type, normalised and centred as the metric wants, and the way back.
 
-    With ``given``, the matrix of pair values comes from elsewhere and the points are only as many.
+    With ``given``, the matrix of pair values comes from elsewhere and the points are only as many. Embeddings that were of
+    type ``half`` have ``factor``: themselves in that type, and ``scale``, which makes them z; for others it is z.
     """
 
     given = False
 
-    def __init__(self, x: Tensor, metric: type[Metric], normalize: bool, dtype: torch.dtype):
+    def __init__(self, x: Tensor, metric: type[Metric], normalize: bool, dtype: torch.dtype, half: torch.dtype | None = None):
         z = x.detach().to(dtype)
         self.unit = self.norm = None
         if normalize:
@@ -107,11 +109,16 @@ class Points:
         self.z = z.contiguous()
         self.squares = self.z.square().sum(1) if metric.norms else z.new_empty(0)
         self.centred = metric.centred
+        self.factor, self.scale = self.z, None
+        if half is not None and not metric.centred:
+            self.factor = x.detach().to(half).contiguous()
+            self.scale = None if self.norm is None else self.norm.reciprocal().squeeze(1)
 
     @classmethod
     def counted(cls, number: int, like: Tensor) -> Points:
         points = cls.__new__(cls)
         points.z, points.squares, points.given = like.new_empty(number, 0), like.new_empty(0), True
+        points.factor, points.scale = points.z, None
         return points
 
     def pull(self, grad: Tensor, norm_grad: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -148,12 +155,15 @@ class Sweep:
         self.problem, self.x, self.y, self.kept, self.filled = problem, x, y, kept, filled
         self.eps = NOISE * torch.finfo(x.z.dtype).eps
         cached = kept is not None and not x.z.is_cuda
-        self.step = _tile_rows(len(y.z), x.z.element_size(), cached)
+        self.step = len(x.z) if problem.fused else _tile_rows(len(y.z), x.z.element_size(), cached)
         self.single = len(x.z) <= self.step
 
     def __iter__(self) -> Iterator[tuple[slice, Tile]]:
         problem, x, y = self.problem, self.x, self.y
         n, m = len(x.z), len(y.z)
+        if problem.fused:
+            yield slice(0, n), self._whole()
+            return
         target = x.z.new_empty(min(self.step, n), m) if self.kept is None else self.kept
         for start in range(0, n, self.step):
             rows = slice(start, min(n, start + self.step))
@@ -166,6 +176,13 @@ class Sweep:
             diagonal = start if problem.exclude_self else -1
             yield rows, Tile(s, labels, problem.ref_labels, start, diagonal, p, y.squares, self.eps)
         self.filled = self.kept is not None
+
+    def _whole(self) -> Tile:
+        """The matrix as one tile without products."""
+        problem, x, y = self.problem, self.x, self.y
+        factors, diagonal = Factors(x.factor, y.factor, x.scale, y.scale), 0 if problem.exclude_self else -1
+        s = x.z.new_empty(0)
+        return Tile(s, problem.labels, problem.ref_labels, 0, diagonal, x.squares, y.squares, self.eps, factors)
 
     def mirrored(self) -> Sweep:
         """The sweep over the transposed matrix."""
@@ -185,6 +202,12 @@ _NOTHING = nullcontext()
 
 def fits(n: int, m: int, dtype: torch.dtype) -> bool:
     return n * m * torch.finfo(dtype).bits // 8 <= workspace()
+
+
+def fusible(problem: Problem, x: Points, y: Points) -> bool:
+    """Whether the backend makes the products of a call itself, so that no matrix of them exists."""
+    n, dim, backend = len(x.z), x.z.shape[1], problem.backend
+    return bool(n and dim and hasattr(backend, "multiplies") and backend.multiplies(n, len(y.z), dim, x.factor.dtype))
 
 
 def arithmetic(dtype: torch.dtype) -> torch.dtype:
@@ -311,6 +334,8 @@ def backward(
         for at, tile in sweep:
             problem.backend.weights(op, tile, mine.at(at), other, both and not same, None)
         return kept.to(dtypes[0]), None
+    if problem.fused:
+        return _fused_grads(sweep, mine, other, both, wanted, dtypes)
     free = problem.free_norms
     gx = torch.empty_like(x.z) if wanted[0] else None
     gy = None
@@ -332,6 +357,22 @@ def backward(
         None if gx is None else x.pull(gx, norm_x, dtypes[0]),
         None if gy is None else y.pull(gy, norm_y, dtypes[1]),
     )
+
+
+def _fused_grads(
+    sweep: Sweep, rows: Side, cols: Side, both: bool, wanted: tuple[bool, bool], dtypes: tuple[torch.dtype, torch.dtype]
+) -> tuple[Tensor | None, Tensor | None]:
+    """The same by a backend that makes the products itself, one side after the other."""
+    problem, found = sweep.problem, [None, None]
+    sides = (sweep, rows, cols, True, both), (sweep.mirrored(), cols, rows, both, True)
+    for k in range(1 if sweep.x is sweep.y else 2):
+        (seen, mine, other, there, back), points = sides[k], (sweep.x, sweep.y)[k]
+        if wanted[k]:
+            ((_, tile),) = seen
+            grad, norm_grad = torch.empty_like(points.z), points.z.new_empty(len(points.z)) if problem.free_norms else None
+            problem.backend.gradients(problem.op, tile, mine, other, grad, norm_grad, there, back)
+            found[k] = points.pull(grad, norm_grad, dtypes[k])
+    return found[0], found[1]
 
 
 def _add_input_grads(sweep: Sweep, rows: Side, cols: Side) -> None:

@@ -27,7 +27,7 @@ class Call(NamedTuple):
 
     ``exclude_self`` removes the pairs (i, i). With ``given``, x is the matrix (N, M) of pair values itself,
     of a batch with itself if ``same``. ``known`` (N,) are the statistics of a first stage that is not evaluated then; they
-    have no gradient.
+    have no gradient. ``half`` is the type of embeddings that were widened.
     """
 
     op: Op
@@ -40,6 +40,7 @@ class Call(NamedTuple):
     exclude_self: bool
     given: bool
     same: bool
+    half: torch.dtype | None
     backend: str | None
 
     @classmethod
@@ -59,7 +60,7 @@ class Call(NamedTuple):
             with _vectors_by(backend):
                 x, y, metric, normalize = pair_matrix(distance, x, batch.y), None, Dot, False
         op = Op(formula, metric, params)
-        options = normalize, batch.exclude_self, given, batch.same, backend
+        options = normalize, batch.exclude_self, given, batch.same, batch.half, backend
         return cls(op, x, y, batch.targets, batch.ref_labels, known, *options)
 
     def emptied(self) -> Call:
@@ -124,8 +125,9 @@ class Run:
             self.x = core.Points.counted(x.shape[0], self.kept)
             self.y = self.x if call.same else core.Points.counted(x.shape[1], self.kept)
         else:
-            self.x = core.Points(x, op.metric, call.normalize, dtype)
-            self.y = self.x if y is None else core.Points(y, op.metric, call.normalize, dtype)
+            self.x = core.Points(x, op.metric, call.normalize, dtype, call.half)
+            self.y = self.x if y is None else core.Points(y, op.metric, call.normalize, dtype, call.half)
+            self.problem = self.problem._replace(fused=core.fusible(self.problem, self.x, self.y))
 
     def step(self, epilogue: Epilogue) -> core.Step | None:
         n, m, z = len(self.x.z), len(self.y.z), self.x.z
@@ -133,7 +135,7 @@ class Run:
 
     def forward(self, keep: bool) -> tuple[core.Statistics, core.Statistics | None]:
         n, m = len(self.x.z), len(self.y.z)
-        if keep and self.kept is None and core.fits(n, m, self.x.z.dtype):
+        if keep and self.kept is None and not self.problem.fused and core.fits(n, m, self.x.z.dtype):
             self.kept = self.x.z.new_empty(n, m)
         return core.forward(self.problem, self.x, self.y, self.kept)
 
@@ -208,7 +210,7 @@ def _taken(ctx, x: Tensor, y: Tensor | None) -> tuple[Run, object]:
 # A call as the arguments of an operator.
 ARGUMENTS = (
     "Tensor x, Tensor? y, Tensor labels, Tensor ref_labels, Tensor? known, str key, str metric, float[] params, "
-    "bool normalize, bool exclude_self, bool given, bool same, str backend"
+    "bool normalize, bool exclude_self, bool given, bool same, ScalarType? half, str backend"
 )
 TENSORS = 5
 library = torch.library.Library("metric_kernels", "DEF")
@@ -221,16 +223,16 @@ library.define(
 
 def spelled(call: Call) -> tuple:
     """A call as the arguments of an operator."""
-    op, *tensors, normalize, exclude_self, given, same, backend = call
+    op, *tensors, normalize, exclude_self, given, same, half, backend = call
     flat = [p for stage in op.params for p in stage]
-    options = normalize, exclude_self, given, same, backend or ""
+    options = normalize, exclude_self, given, same, half, backend or ""
     return *tensors, op.formula.key, op.metric.__name__, flat, *options
 
 
 def called(make: Callable[[str, list[float]], tuple], x, y, labels, ref_labels, known, key, metric, params, *options) -> Call:
     """The call that the arguments of an operator spell; ``make`` gives the formula or term and the parameters of an op."""
     *options, backend = options
-    given = options[-2]
+    _, _, given, _, _ = options
     points = {"labels": (labels, len(x)), "ref_labels": (ref_labels, x.shape[1] if given else len(x if y is None else y))}
     for name, (array, number) in points.items():
         if array.dtype != torch.int64 or array.shape != (number,) or not array.is_contiguous():

@@ -18,6 +18,14 @@ columns.
     gradients with respect to the statistics that a stage reads: those of i, summed over j, or (``swapped``) those of j as
     the other point of i, again summed over j, so that nothing is ever accumulated across rows.
 
+One that can make the products too has two more. Of tiles without products it makes them itself:
+
+``multiplies(n, m, dim, dtype)``
+    whether it would, of n and m points of so many coordinates.
+``gradients(op, tile, rows, cols, out, norm_grad, there, back)``
+    instead of weights: ``out`` (n, dim) is dL/ds_ij (``there``: i is the anchor) plus dL/ds_ji (``back``: j is) times the
+    points j, ``norm_grad`` as above. Either side may hold what only one of the two needs.
+
 For small batches it may have two more, which torch does otherwise:
 
 ``epilogue(op, epilogue, values) -> (loss, dloss/dvalues)``
@@ -37,10 +45,20 @@ from torch import Tensor
 from metric_kernels.language import Op
 
 
+class Factors(NamedTuple):
+    """The points whose products s_ij = x_scale_i y_scale_j (x_i . y_j) are; scales are None where all are 1."""
+
+    x: Tensor
+    y: Tensor
+    x_scale: Tensor | None
+    y_scale: Tensor | None
+
+
 class Tile(NamedTuple):
     """Rows ``row``, ``row + 1`` ... of the products s = z_i . z_j, with the points on both sides.
 
-    ``diagonal`` is the column of row 0 that is the point itself and is no pair, or -1 when there is none.
+    ``diagonal`` is the column of row 0 that is the point itself and is no pair, or -1 when there is none. With ``factors``
+    there are no products, s is empty, and the tile is the whole matrix.
     """
 
     s: Tensor
@@ -51,6 +69,7 @@ class Tile(NamedTuple):
     p: Tensor
     q: Tensor
     eps: float
+    factors: Factors | None = None
 
 
 class Side(NamedTuple):

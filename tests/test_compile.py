@@ -263,7 +263,7 @@ def op_arguments(name, x, y, labels, ref_labels, metric=Dot, given=False, backen
         formula, params = loss.formula, loss._params()
     op = Op(formula, metric, params)
     flat = [p for stage in op.params for p in stage]
-    options = metric is Dot, y is None, given, False, backend
+    options = metric is Dot, y is None, given, False, None, backend
     return x, y, labels, ref_labels, None, formula.key, metric.__name__, flat, *options
 
 

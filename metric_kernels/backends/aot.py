@@ -22,14 +22,18 @@ import torch
 
 from metric_kernels import extremes, losses
 from metric_kernels.backends import aot_cuda
-from metric_kernels.backends.triton import BLOCK, TritonBackend
+from metric_kernels.backends.triton import TritonBackend
 from metric_kernels.core import NOISE
 from metric_kernels.language import Formula, Op
 from metric_kernels.metrics import METRICS
-from metric_kernels.tile import Side, Tile
+from metric_kernels.tile import Factors, Side, Tile
 
 ARCHITECTURES = (80, 90)
 POINTS = 64
+# Kind (triton_tiles.py) and coordinates of points for kernels that make the products: held whole, or in chunks.
+SHAPES = (("float32", 128), ("tf32", 64), ("tf32", 128), ("float16", 64), ("bfloat16", 128), ("bfloat16", 768))
+# More of what the compiler is told.
+OPTIONS: dict[str, object] = {}
 
 
 class Usage(NamedTuple):
@@ -66,22 +70,38 @@ def cases() -> Iterator[tuple[Formula, type]]:
         yield extremes.FORMULA, metric
 
 
-def calls(formula: Formula, metric: type, backend: TritonBackend) -> Iterator[tuple[str, Callable]]:
-    """A call of the backend for every kernel that the formula has."""
+def calls(
+    formula: Formula, metric: type, backend: TritonBackend, shape: tuple[str, int] | None
+) -> Iterator[tuple[str, Callable]]:
+    """A call of the backend for every kernel that the formula has: those that read products, or that make them of points of
+    a shape.
+    """
     op = Op(formula, metric, tuple((0.5,) * len(stage.params) for stage in formula.stages))
     values, norms = torch.zeros(len(formula.stats), POINTS), torch.ones(POINTS)
     labels = torch.zeros(POINTS, dtype=torch.int64)
     side = Side(values, values, values.to(torch.int64))
     eps = NOISE * torch.finfo(torch.float32).eps
     tile = Tile(torch.zeros(POINTS, POINTS), labels, labels, 0, 0, norms, norms, eps)
+    if shape is not None:
+        kind, dim = shape
+        torch.backends.cuda.matmul.fp32_precision = "tf32" if kind == "tf32" else "ieee"
+        x = torch.zeros(POINTS, dim, dtype=getattr(torch, kind, torch.float32))
+        scale = None if x.dtype == torch.float32 else norms
+        tile = tile._replace(s=norms[:0], factors=Factors(x, x, scale, scale))
     for number, stage in enumerate(formula.stages):
         yield f"stats {number}", partial(backend.stage_stats, op, number, tile, values, values, values, side.index, values)
         for swapped, slope in ((False, stage.drow), (True, stage.dcol)):
             if slope is not None:
                 name = f"input_grads {number} {slope.__name__}"
                 yield name, partial(backend.input_grads, op, number, tile, side, side, swapped)
-    for name, both in (("weights", False), ("weights both", True)):
-        yield name, partial(backend.weights, op, tile, side, side, both, norms if metric.norms else None)
+    norm_grad = norms if metric.norms else None
+    if shape is None:
+        for name, both in (("weights", False), ("weights both", True)):
+            yield name, partial(backend.weights, op, tile, side, side, both, norm_grad)
+    else:
+        for name, there, back in (("there", True, False), ("back", False, True), ("both", True, True)):
+            call = partial(backend.gradients, op, tile, side, side, torch.zeros(x.shape), norm_grad, there, back)
+            yield f"gradients {name}", call
 
 
 def usage(kernel: object) -> Usage:
@@ -97,6 +117,26 @@ def usage(kernel: object) -> Usage:
     instructions = re.findall(r"^\s+(?:@!?%p\d+ )?[a-z][\w.:]*\s.*;", kernel.asm["ptx"], re.MULTILINE)
     # Nothing but spilled registers lives on the stack of these kernels.
     return Usage(found["REG"], kernel.metadata.shared, found["STACK"] + found["LOCAL"], len(instructions))
+
+
+def compiled(
+    formula: Formula, metric: type, architecture: int, shape: tuple[str, int] | None
+) -> Iterator[tuple[str, Callable[[], Usage]]]:
+    """Every kernel of a formula, and what it needs; its name comes first, in case the compiler raises."""
+    from triton.runtime import driver
+
+    made: list[object] = []
+
+    def compile_only(kernel, tile, chunks, *arguments, **constants):
+        made.append(kernel.warmup(*arguments, **constants | OPTIONS, grid=(1,)))
+
+    def needs(call: Callable) -> Usage:
+        call()
+        return usage(made.pop())
+
+    driver.set_active(Target(architecture))
+    for name, call in calls(formula, metric, TritonBackend(compile_only), shape):
+        yield name, partial(needs, call)
 
 
 def main() -> int:
@@ -122,29 +162,21 @@ def main() -> int:
 
 def compile_triton(wanted: list[str]) -> int:
     """Prints what each kernel of some losses, or of all, needs. Returns the bytes that are spilled."""
-    from triton.runtime import driver
-
-    made: list[object] = []
-
-    def compile_only(kernel, tile, *arguments, **constants):
-        made.append(kernel.warmup(*arguments, **constants, **BLOCK, grid=(1,)))
-
-    what, needs = "{:<22} {:<20} {:<17} {:<6}", " {:>9} {:>6} {:>7} {:>12}"
-    print(what.format("kernel", "formula", "metric", "target") + needs.format(*Usage._fields))
+    what, needs = "{:<22} {:<20} {:<17} {:<13} {:<6}", " {:>9} {:>6} {:>7} {:>12}"
+    print(what.format("kernel", "formula", "metric", "multiplies", "target") + needs.format(*Usage._fields))
     spilled = 0
     for architecture in ARCHITECTURES:
-        driver.set_active(Target(architecture))
-        for formula, metric in cases():
+        for formula, metric in dict.fromkeys(cases()):
             name = formula.key.rpartition(".")[2]
             if wanted and name not in wanted:
                 continue
-            for kernel, call in calls(formula, metric, TritonBackend(compile_only)):
-                # First the name, in case the compiler raises.
-                print(what.format(kernel, name, metric.__name__, f"sm_{architecture}"), end="", flush=True)
-                call()
-                found = usage(made.pop())
-                print(needs.format(*found))
-                spilled += found.spilled
+            for shape in (None, *SHAPES):
+                points = "" if shape is None else "{} {}".format(*shape)
+                for kernel, needed in compiled(formula, metric, architecture, shape):
+                    print(what.format(kernel, name, metric.__name__, points, f"sm_{architecture}"), end="", flush=True)
+                    found = needed()
+                    print(needs.format(*found))
+                    spilled += found.spilled
     return spilled
 
 

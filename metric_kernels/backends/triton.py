@@ -1,5 +1,7 @@
 """Triton kernels for CUDA tensors, and for CPU tensors in Triton's interpreter.
 
+They read the products (form (a)) or make them (form (b), see :mod:`.triton_tiles`).
+
 The interpreter is on if ``TRITON_INTERPRET=1`` is set before anything imports Triton.
 """
 
@@ -16,18 +18,23 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from metric_kernels.backends import triton_tiles
 from metric_kernels.language import SIDES, Formula, Op, bind
 from metric_kernels.tile import Side, StageByStage, Tile
 
 # In a block of one row whatever is read of its columns is spread over the threads in the same way, so that no thread
 # waits for another before the end of the row.
 BLOCK = {"height": 1, "width": 512, "num_warps": 4, "enable_fp_fusion": True}
+# Left alone, the compiler would rather spill the columns of extremes than use more than 64 registers.
+EXTREMES_BLOCK = BLOCK | {"maxnreg": 96}
 # An operation of the interpreter costs the same whatever its size.
 INTERPRETED_BLOCK = {"height": 32, "width": 32}
 
 
 class TritonBackend(StageByStage):
-    """``launch(kernel, tile, *arguments, **constants)`` runs a kernel over the rows of a tile."""
+    """``launch(kernel, tile, chunks, *arguments, **constants)`` runs ``chunks`` programs of a kernel for every ``height``
+    rows of a tile.
+    """
 
     name = "triton"
 
@@ -55,6 +62,9 @@ class TritonBackend(StageByStage):
             return "compiles from source, which is not available for the formula"
         return None
 
+    def multiplies(self, n: int, m: int, dim: int, dtype: torch.dtype) -> bool:
+        return triton_tiles.chosen(n, m, dim, dtype)
+
     def stage_stats(
         self, op: Op, stage: int, tile: Tile, rows: Tensor, cols: Tensor, out: Tensor, index: Tensor, scale: Tensor
     ) -> None:
@@ -62,6 +72,7 @@ class TritonBackend(StageByStage):
         self.launch(
             _kernels().stats,
             tile,
+            1,
             *_points(op, tile),
             _matrix(rows),
             _matrix(cols),
@@ -74,6 +85,7 @@ class TritonBackend(StageByStage):
             formula=_structure(op.formula),
             stage=stage,
             counts=(len(rows), len(cols) if current.cols else 0),
+            **_products(op, tile),
         )
 
     def weights(self, op: Op, tile: Tile, rows: Side, cols: Side, both: bool, norm_grad: Tensor | None):
@@ -82,6 +94,7 @@ class TritonBackend(StageByStage):
         self.launch(
             _kernels().weights,
             tile,
+            1,
             *_points(op, tile),
             tuple(map(_matrix, rows)),
             tuple(map(_matrix, cols)),
@@ -96,14 +109,46 @@ class TritonBackend(StageByStage):
             both=both,
             row_counts=counts,
             col_counts=counts if both else (number if formula.two_sided else 0, 0, 0),
+            **_row_block(op),
+        )
+
+    def gradients(
+        self, op: Op, tile: Tile, rows: Side, cols: Side, out: Tensor, norm_grad: Tensor | None, there: bool, back: bool
+    ) -> None:
+        formula, number = op.formula, len(op.formula.stats)
+        anchor, other = (number, number, number if formula.extremes else 0), (number if formula.two_sided else 0, 0, 0)
+        block = _block(op, tile, backward=True)
+        self.launch(
+            _kernels().gradients,
+            tile,
+            -(-out.shape[1] // block.span),
+            *_points(op, tile),
+            tuple(map(_matrix, rows)),
+            tuple(map(_matrix, cols)),
+            out,
+            norm_grad,
+            op.params,
+            tuple(_compiled(stage.pair) for stage in formula.stages),
+            tuple(_compiled(stage.dpair) for stage in formula.stages),
+            value=_compiled(op.metric.value),
+            dvalue=_compiled(op.metric.dvalue),
+            formula=_structure(formula),
+            there=there,
+            back=back,
+            row_counts=anchor if there else other,
+            col_counts=anchor if back else other,
+            multiply=_multiply(op, tile, block),
+            span=block.span,
+            **block.options(),
         )
 
     def input_grads(self, op: Op, stage: int, tile: Tile, rows: Side, cols: Side, swapped: bool) -> Tensor:
         current, number = op.formula.stages[stage], len(op.formula.stats)
-        out = tile.s.new_empty(len(current.cols if swapped else current.rows), len(tile.s))
+        out = rows.values.new_empty(len(current.cols if swapped else current.rows), len(tile.labels))
         self.launch(
             _kernels().input_grads,
             tile,
+            1,
             *_points(op, tile),
             tuple(map(_matrix, rows)),
             tuple(map(_matrix, cols)),
@@ -117,6 +162,7 @@ class TritonBackend(StageByStage):
             inputs=len(out),
             row_counts=(number, 0 if swapped else number, 0),
             col_counts=(number if swapped or current.cols else 0, number if swapped else 0, 0),
+            **_products(op, tile),
         )
         return out
 
@@ -162,11 +208,43 @@ def _kernels() -> ModuleType:
     return importlib.import_module("metric_kernels.backends.triton_kernels")
 
 
-def _launch(kernel, tile: Tile, *arguments: object, **constants: object) -> None:
-    block = INTERPRETED_BLOCK if _kernels().INTERPRETED else BLOCK
-    programs = -(-len(tile.s) // block["height"])
-    with torch.cuda.device_of(tile.s):
-        kernel[(programs,)](*arguments, **constants, **block)
+def _launch(kernel, tile: Tile, chunks: int, *arguments: object, **constants: object) -> None:
+    programs = -(-len(tile.labels) // constants["height"])
+    with torch.cuda.device_of(tile.labels):
+        kernel[(programs, chunks)](*arguments, **constants)
+
+
+def _row_block(op: Op) -> dict[str, int | bool]:
+    if _interpreting():
+        return INTERPRETED_BLOCK
+    return EXTREMES_BLOCK if op.formula.extremes else BLOCK
+
+
+def _block(op: Op, tile: Tile, backward: bool) -> triton_tiles.Block:
+    if _interpreting():
+        return triton_tiles.INTERPRETED
+    x = tile.factors.x
+    return triton_tiles.block(x.shape[1], x.dtype, backward, op.formula.extremes)
+
+
+def _multiply(op: Op, tile: Tile, block: triton_tiles.Block) -> triton_tiles.Multiply:
+    x = tile.factors.x
+    return triton_tiles.multiply(x.shape[1], x.dtype, block.depth, op.formula.magnifies)
+
+
+def _products(op: Op, tile: Tile) -> dict[str, object]:
+    """What a kernel needs to know to read products or make them."""
+    if tile.factors is None:
+        return {"multiply": None, **_row_block(op)}
+    block = _block(op, tile, backward=False)
+    return {"multiply": _multiply(op, tile, block), **block.options()}
+
+
+def _interpreting() -> bool:
+    """Whether Triton was imported with its interpreter."""
+    from metric_kernels.backends.triton_products import INTERPRETED
+
+    return bool(INTERPRETED)
 
 
 def _interpreted() -> bool:
@@ -186,7 +264,8 @@ def _matrix(statistics: Tensor) -> tuple[Tensor, int]:
 
 def _points(op: Op, tile: Tile) -> tuple:
     p, q = (tile.p, tile.q) if op.metric.norms else (None, None)
-    return (tile.s, tile.labels, tile.ref_labels, p, q), *tile.s.shape, tile.diagonal, tile.eps
+    known = tile.s, tile.labels, tile.ref_labels, p, q, tile.factors and tuple(tile.factors)
+    return known, len(tile.labels), len(tile.ref_labels), tile.diagonal, tile.eps
 
 
 BACKEND = TritonBackend()

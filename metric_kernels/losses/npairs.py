@@ -73,7 +73,7 @@ class NPairsLoss(PairLoss):
         """The loss over the pairs that are ``used``, in a batch of them and others."""
         matrix = torch.where(used, pair_matrix(self.distance, batch.x, batch.y), self.sign * torch.inf)
         op = Op(self.formula, Dot, self._params())
-        call = Call(op, matrix, None, batch.targets, batch.targets, None, False, False, True, False, self.backend)
+        call = Call(op, matrix, None, batch.targets, batch.targets, None, False, False, True, False, None, self.backend)
         losses = self._rows(row_stats(call)[0])
         inside = used & reducer.inside(losses)
         return reducer.of_pairs(torch.where(inside, losses, 0.0), inside, batch.labels)

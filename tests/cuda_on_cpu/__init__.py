@@ -27,7 +27,8 @@ def build() -> Path:
 
     generate = _generator()
     inputs = [*CSRC.glob("*.h"), *CSRC.glob("cuda/*"), *HERE.glob("*.h"), CSRC / "generate.py"]
-    text = "".join(path.read_text() for path in sorted(inputs)) + generate.generate() + generate.table() + sys.version + repr(SANITIZE)
+    text = "".join(path.read_text() for path in sorted(inputs))
+    text += generate.generate() + generate.table() + sys.version + repr(SANITIZE)
     folder = ROOT / "build" / "cuda-on-cpu" / hashlib.sha256(text.encode()).hexdigest()[:16]
     module = folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
     if module.exists():

@@ -121,9 +121,9 @@ def form(request):
 
 
 def points(seed, number=37, dim=8):
-    """Embeddings and labels with coinciding points, and with classes of one."""
+    """Embeddings, as long in any number of coordinates, and labels with coinciding points, and with classes of one."""
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(number, dim, generator=generator)
+    x = torch.randn(number, dim, generator=generator) * (8 / dim) ** 0.5
     labels = torch.randint(0, 6, (number,), generator=generator)
     x[5], x[9], x[11] = x[2], x[2], x[10]
     labels[:2] = torch.tensor([-7, 2**40])

@@ -206,8 +206,8 @@ def fits(n: int, m: int, dtype: torch.dtype) -> bool:
 
 def fusible(problem: Problem, x: Points, y: Points) -> bool:
     """Whether the backend makes the products of a call itself, so that no matrix of them exists."""
-    n, dim, backend = len(x.z), x.z.shape[1], problem.backend
-    return bool(n and dim and hasattr(backend, "multiplies") and backend.multiplies(n, len(y.z), dim, x.factor.dtype))
+    n, m, dim, backend = len(x.z), len(y.z), x.z.shape[1], problem.backend
+    return bool(n and m and dim and hasattr(backend, "multiplies") and backend.multiplies(n, m, dim, x.factor.dtype))
 
 
 def arithmetic(dtype: torch.dtype) -> torch.dtype:

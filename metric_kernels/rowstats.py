@@ -125,8 +125,9 @@ class Run:
             self.x = core.Points.counted(x.shape[0], self.kept)
             self.y = self.x if call.same else core.Points.counted(x.shape[1], self.kept)
         else:
-            self.x = core.Points(x, op.metric, call.normalize, dtype, call.half)
-            self.y = self.x if y is None else core.Points(y, op.metric, call.normalize, dtype, call.half)
+            half = call.half if hasattr(self.problem.backend, "multiplies") else None
+            self.x = core.Points(x, op.metric, call.normalize, dtype, half)
+            self.y = self.x if y is None else core.Points(y, op.metric, call.normalize, dtype, half)
             self.problem = self.problem._replace(fused=core.fusible(self.problem, self.x, self.y))
 
     def step(self, epilogue: Epilogue) -> core.Step | None:

@@ -12,7 +12,7 @@ def finite_number(name: str, value: object) -> float:
         number = float(value)  # type: ignore[arg-type]
     except ValueError as error:
         raise TypeError(name) from error
-    if not math.isfinite(number):
+    if not -math.inf < number < math.inf:  # torch.compile can trace this
         raise ValueError(f"{name}: expected a finite number, got {number}")
     return number
 

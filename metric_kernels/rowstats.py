@@ -189,7 +189,13 @@ class _RowLoss(torch.autograd.Function):
         with torch.no_grad(), core.no_autocast(grad.device.type):
             run, step = _taken(ctx, x, y)
             step = run.step(ctx.epilogue) if step is None else step
-            gx, gy = step.backward(run.x, run.y, grad, ctx.needs_input_grad[:2], run.dtypes)
+            wanted = ctx.needs_input_grad[:2]
+            if step is not None:
+                gx, gy = step.backward(run.x, run.y, grad, wanted, run.dtypes)
+            else:  # the workspace has become smaller since
+                rows, cols = run.forward(keep=True)
+                _, grads = run.problem.backend.epilogue(ctx.call.op, ctx.epilogue, rows.values)
+                gx, gy = run.backward(rows, cols, grads * grad, wanted)
         return once(gx, x, y), once(gy, x, y), None, None
 
 

@@ -163,8 +163,8 @@ class _Evaluate(torch.autograd.Function):
             run, ctx.held = ctx.held, None  # a second backward pass begins again
             if run is None:
                 run = _TermRun(ctx.call._replace(x=x, y=y))
-                if ctx.stepped:
-                    run.step()
+                if ctx.stepped and run.step() is None:  # the workspace has become smaller since
+                    grads = grads.expand(run.term.shapes(len(run.x.z), len(run.y.z))[0])
             gx, gy = run.backward(grads, saved, ctx.needs_input_grad[:2])
         return once(gx, x, y), once(gy, x, y), None, None
 

@@ -10,6 +10,7 @@ from cases import BACKENDS, embeddings, unbalanced_labels, value_and_grads
 from metric_kernels import backends, distances, losses, ops, reducers, use_workspace
 from metric_kernels.language import largest, lse, total
 from metric_kernels.ordered import NEGATIVES
+from metric_kernels.terms import ValueTile
 
 COMPILED = ["native", "numba"]
 DISTANCES = {
@@ -243,6 +244,20 @@ def test_disjoint_quadruplets_are_all_but_the_triplets(backend):
     shared = ops.batch_all_triplet(x, labels, margin=0.2, backend=backend)
     for one, other, part in zip(every, disjoint, shared):
         torch.testing.assert_close(one - other, part.sum())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_counts_beyond_32_bits_from_distances(backend):
+    """No batch, only its distances: 65536 positives of one anchor farther than its 65537 negatives."""
+    size = 1 << 16
+    kernels = backends.load(backend).ordered
+    labels, others = torch.zeros(1, dtype=torch.int64), torch.ones(size + 1, dtype=torch.int64)
+    tile = ValueTile(torch.zeros(1, size + 1), labels, others, slice(0, 1), -1)
+    totals, counts = torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
+    below = torch.zeros(1, size, dtype=torch.int64)
+    kernels.ranks(tile, 1.0, torch.ones(1, size), labels, 0.5, totals, counts, below)
+    assert counts.item() == size * (size + 1) > 1 << 32 and (below == size + 1).all()
+    assert totals.item() == 1.5 * size * (size + 1)
 
 
 @pytest.mark.parametrize("backend", COMPILED)

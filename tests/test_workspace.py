@@ -217,3 +217,16 @@ def test_a_second_backward_pass(name, backend):
     (first,) = torch.autograd.grad(loss, x, retain_graph=True)
     (second,) = torch.autograd.grad(3 * loss, x)
     torch.testing.assert_close(second, 3 * first)
+
+
+@pytest.mark.parametrize("name", ALL_LOSSES)
+@pytest.mark.parametrize("backend", QUICK_BACKENDS)
+def test_a_second_backward_pass_in_a_smaller_workspace(name, backend):
+    """What the first pass kept is gone, and the matrix no longer fits."""
+    x = embeddings(ROWS, 24).requires_grad_()
+    loss = getattr(losses, name)(**ALL_PARAMS.get(name, {}), backend=backend)
+    value = loss(x, unbalanced_labels(ROWS))
+    (first,) = torch.autograd.grad(value, x, retain_graph=True)
+    with use_workspace(0):
+        (second,) = torch.autograd.grad(value, x)
+    assert_accurate(second, first)

@@ -22,7 +22,7 @@ from term_dense import dense
 from test_term_losses import known
 from torch.overrides import TorchFunctionMode
 
-from metric_kernels import backends, losses, report, row_extremes, use_workspace
+from metric_kernels import backends, core, losses, reducers, report, row_extremes, use_workspace
 from metric_kernels.backends import aot_cuda, cuda
 from metric_kernels.distances import LpDistance, SNRDistance
 from metric_kernels.extremes import FORMULA
@@ -154,11 +154,17 @@ class Waiting(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-# Sizes that only the labels know: of classes, for lists of positives; of the pairs; whether a point is alone.
-WAIT = {"HistogramLoss", "NPairsLoss", "SemiHardTripletLoss"}
+# What asks for a size that only the labels know.
+WAIT = {"HistogramLoss", "SemiHardTripletLoss"}
 
 
-@pytest.mark.usefixtures("kernels")
+@pytest.fixture
+def queued(monkeypatch):
+    """Whatever runs here counts as a device that nobody waits for."""
+    monkeypatch.setattr(core, "QUEUED", {DEVICE})
+
+
+@pytest.mark.usefixtures("kernels", "queued")
 @pytest.mark.parametrize("name", ALL_LOSSES)
 def test_who_waits_for_a_gpu(name):
     loss, (x, labels) = getattr(losses, name)(backend="cuda"), sets()
@@ -166,6 +172,28 @@ def test_who_waits_for_a_gpu(name):
     with Waiting() as waiting:
         loss(x, labels).backward()
     assert bool(waiting.found) == (name in WAIT), waiting.found
+
+
+@pytest.mark.usefixtures("kernels", "queued")
+@pytest.mark.parametrize("reducer", [reducers.MeanReducer(), reducers.ClassWeightedReducer(torch.arange(40.0))])
+@pytest.mark.parametrize("name", ["NPairsLoss", "MarginLoss", "BatchHardTripletLoss"])
+def test_waiting_changes_nothing(name, reducer, monkeypatch):
+    """Of losses that know more where they may ask."""
+    options = {"MarginLoss": {"num_classes": 40}, "BatchHardTripletLoss": {"lone_anchors": "zero"}}.get(name, {})
+    loss, (x, labels) = getattr(losses, name)(reducer=reducer, backend="cuda", **options), sets(dtype=torch.float64)
+    with Waiting() as waiting:
+        found = run(loss, x, labels)
+    assert not waiting.found
+    monkeypatch.setattr(core, "QUEUED", set())
+    torch.testing.assert_close(found, run(loss, x, labels), **CLOSE[torch.float64])
+
+
+@ON_CPU_ONLY
+@pytest.mark.usefixtures("queued")
+@pytest.mark.parametrize("label", [-1, 3])
+def test_a_class_without_a_weight_is_refused_when_it_comes_to_it(label):
+    with pytest.raises(IndexError):
+        reducers.ClassWeightedReducer(torch.ones(3)).of_anchors(torch.ones(2), torch.tensor([0, label]))
 
 
 # ---- row kernels -----------------------------------------------------------------------------------------------------

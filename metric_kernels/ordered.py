@@ -31,8 +31,9 @@ or shared, ``lists[which[i]]`` (K,), sorted, with -inf for places that are empty
     the column of the nearest negative beyond each value of the row's list, of the farthest negative if there is none, -1 if
     there are no negatives. The first one of equals.
 
-The rest takes the positives of each row as its list, by ``members`` (:class:`Members`), and adds their gradients to g too. No list
-is in memory whose size only the labels know: a CPU need not wait for a GPU. None or all of it is there, and then no ``sums``:
+The rest takes the positives of each row as its list, by ``members`` (:class:`Members`), and adds their gradients to g too. No
+list is in memory whose size only the labels know: a CPU need not wait for a GPU. Where there is one of these there are all, and
+``sums`` and ``sum_grads`` are not asked for:
 
 ``triplets(tile, sign, members, margin, totals, counts)``, ``triplet_grads(tile, sign, members, margin, scale, g)``
     as ``ranks``.

@@ -140,7 +140,7 @@ def test_the_order_of_threads_and_blocks_does_not_show(name, monkeypatch):
 class Waiting(TorchDispatchMode):
     """Records what asks a tensor for its numbers, and so waits for a GPU, in the forward and in the backward pass."""
 
-    names = {"_local_scalar_dense", "_unique2", "bincount", "equal", "masked_select", "nonzero", "unique_consecutive", "unique_dim"}
+    names = {"_local_scalar_dense", "_unique2", "bincount", "equal", "masked_select", "nonzero", "unique_consecutive"}
 
     def __init__(self):
         super().__init__()
@@ -342,7 +342,7 @@ def test_ranks(columns, length, shared, dtype):
 
 
 def labelled_tile(columns, classes, diagonal, dtype):
-    """The same with columns of as many classes in any order, and zeros of either sign; the last row has no positives if it may."""
+    """The same with columns of so many classes in any order, and zeros of either sign; the last row has no positives if it may."""
     tile = value_tile(columns, dtype, nan=columns == 40)
     tile.v[:, ::2] = torch.where(tile.v == 0, -0.0, tile.v)[:, ::2]
     ref_labels = -torch.randperm(columns).to(DEVICE) % classes
@@ -352,37 +352,60 @@ def labelled_tile(columns, classes, diagonal, dtype):
     return tile._replace(ref_labels=ref_labels, labels=labels, diagonal=diagonal)
 
 
-HINGES = BatchAllTriplets("hinge", -1.0, 0.0, math.inf, (0.25, 1.0))
-OVER_TRIPLETS = [
-    HINGES,
-    BatchAllTriplets("hinge", -1.0, -1.0, 2.25, (0.25,)),
-    BatchAllTriplets("squared_hinge", 1.0, 0.5, 3.0, (0.25, 1.0)),
-    BatchAllTriplets("softplus", -1.0, 0.0, math.inf, (0.25,)),
-    BatchAllTriplets("softplus", 1.0, 0.5, 2.0, (0.25,)),
+FOUND = [
+    BatchAllTriplets("hinge", -1.0, 0.0, math.inf, (0.25, 1.0)),
     SemiHardTriplets("hinge", 1.0, -1.0, math.inf, 0.25),
     SemiHardTriplets("squared_hinge", -1.0, 0.0, 0.5, 1.0),
     SemiHardTriplets("softplus", -1.0, -1.0, math.inf, 0.25),
 ]
+VISITED = [
+    BatchAllTriplets("hinge", -1.0, -1.0, 2.25, (0.25,)),
+    BatchAllTriplets("squared_hinge", 1.0, 0.5, 3.0, (0.25, 1.0)),
+    BatchAllTriplets("softplus", -1.0, 0.0, math.inf, (0.25,)),
+    BatchAllTriplets("softplus", 1.0, 0.5, 2.0, (0.25,)),
+]
+# As many positives as are compared value by value, as are searched, and more than a kernel has in shared memory at a time.
+CLASSES = [(3, 3), (40, 7), (300, 4), (30, 1)]
+OVER_TRIPLETS = [
+    pytest.param(term, *sizes, id=f"{term.key}:{term.flat}-{sizes}")
+    for terms, many in ((FOUND, [(1100, 2), (2500, 2)]), (VISITED, [(2100, 7)]))
+    for term in terms
+    for sizes in CLASSES + many
+]
 
 
-# As many positives as are compared value by value, as are searched, and more than each kernel has in shared memory at a time.
+def sums_and_grads(term, tile, grads, backend):
+    """Totals, counts and gradients of a term over triplets; of the second row, which may have a NaN, the total alone."""
+    kernels = backends.load(backend).ordered
+    totals, counts = torch.zeros_like(grads), torch.zeros_like(grads, dtype=torch.int64)
+    g = torch.ones_like(tile.v)
+    term.forward(kernels, (tile,), totals, counts)
+    term.backward(kernels, tile, g, grads, ())
+    return totals, counts[:, ::2], g[::2].double()
+
+
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("diagonal", [0, -1])
-@pytest.mark.parametrize("columns, classes", [(3, 3), (40, 7), (300, 4), (1100, 2), (2500, 2), (30, 1)])
-@pytest.mark.parametrize("term", OVER_TRIPLETS, ids=lambda term: f"{term.key}:{term.flat}")
+@pytest.mark.parametrize("term, columns, classes", OVER_TRIPLETS)
 def test_triplets_of_gathered_positives_are_those_of_lists(term, columns, classes, diagonal, dtype):
-    tile, found = labelled_tile(columns, classes, diagonal, dtype), []
-    grads = torch.randn(len(term.shapes(3, columns)[0]), 3, dtype=torch.float64).to(DEVICE)
-    for name, given in (("cuda", tile), ("reference", tile._replace(v=tile.v.double()))):
-        kernels = backends.load(name).ordered
-        totals, counts = torch.ones_like(grads), torch.ones(grads.shape, dtype=torch.int64, device=DEVICE)
-        g = torch.ones_like(given.v)
-        term.forward(kernels, (given,), totals, counts)
-        term.backward(kernels, given, g, grads, ())
-        # All but the total of a row with a NaN is of no use.
-        found.append((totals, counts[:, ::2], g[::2].to(dtype)))
-    torch.testing.assert_close(*found, **CLOSE[dtype], equal_nan=True)
+    tile = labelled_tile(columns, classes, diagonal, dtype)
+    grads = torch.randn(term.shapes(3, columns)[0], dtype=torch.float64).to(DEVICE)
+    found = sums_and_grads(term, tile, grads, "cuda")
+    expected = sums_and_grads(term, tile._replace(v=tile.v.double()), grads, "reference")
+    torch.testing.assert_close(found, expected, **CLOSE[dtype], equal_nan=True)
+
+
+@ON_CPU_ONLY
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("term, columns, classes", OVER_TRIPLETS)
+def test_the_order_of_threads_does_not_show_in_triplets(term, columns, classes, monkeypatch):
+    tile = labelled_tile(columns, classes, 0, torch.float32)
+    tile.v.add_(torch.rand_like(tile.v))
+    grads = torch.randn(term.shapes(3, columns)[0], dtype=torch.float64)
+    forwards = sums_and_grads(term, tile, grads, "cuda")
+    monkeypatch.setenv("CUDA_ON_CPU_ORDER", "backwards")
+    torch.testing.assert_close(sums_and_grads(term, tile, grads, "cuda"), forwards, rtol=0.0, atol=0.0, equal_nan=True)
 
 
 @pytest.mark.usefixtures("kernels")
@@ -390,17 +413,12 @@ def test_triplets_of_gathered_positives_are_those_of_lists(term, columns, classe
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_semi_hard_triplets_of_infinite_values(sign, dtype):
     """Positives beyond all else, negatives beyond all positives, and a positive that counts as none."""
-    tile, found = value_tile(40, dtype), []
+    tile = value_tile(40, dtype)
     tile.v[0, [5, 10, 11, 12]] = torch.tensor([torch.inf, -torch.inf, torch.inf, -torch.inf], device=DEVICE, dtype=dtype)
-    tile.v[1, tile.ref_labels != tile.labels[1]] = sign * torch.inf
-    tile.v[2, tile.ref_labels != tile.labels[2]] = -sign * torch.inf
+    tile.v[2, tile.ref_labels != tile.labels[2]] = sign * torch.inf
     term, grads = SemiHardTriplets("hinge", sign, -1.0, math.inf, 0.25), torch.ones(1, 3, dtype=torch.float64, device=DEVICE)
-    for kernels in (backends.load(name).ordered for name in ("cuda", "reference")):
-        totals, counts, g = torch.zeros_like(grads), torch.zeros_like(grads, dtype=torch.int64), torch.zeros_like(tile.v)
-        term.forward(kernels, (tile,), totals, counts)
-        term.backward(kernels, tile, g, grads, ())
-        found.append((totals, counts, g))
-    torch.testing.assert_close(*found, **CLOSE[dtype], equal_nan=True)
+    found, expected = (sums_and_grads(term, tile, grads, backend) for backend in ("cuda", "reference"))
+    torch.testing.assert_close(found, expected, **CLOSE[dtype])
 
 
 @pytest.mark.usefixtures("kernels")

@@ -102,9 +102,9 @@ def semi_hard_grads(
 
 
 def nearest(tile: ValueTile, sign: float, lists: Tensor) -> Tensor:
-    columns = torch.empty(lists.shape, dtype=torch.int64, device=lists.device)
-    given = _lists(lists, tile, own_lists(tile))
-    on_tile("nearest", tile, sign, given, whole("columns", columns, lists.shape, tile.v, torch.int64))
+    columns, which = torch.empty(lists.shape, dtype=torch.int64, device=lists.device), own_lists(tile)
+    given = whole("columns", columns, lists.shape, tile.v, torch.int64)
+    on_tile("nearest", tile, sign, _lists(lists, tile, which), given)
     return columns
 
 

@@ -342,7 +342,7 @@ def test_ranks(columns, length, shared, dtype):
 
 
 def labelled_tile(columns, classes, diagonal, dtype):
-    """The same with columns of so many classes in any order, and zeros of either sign; the last row has no positives if it may."""
+    """The same with so many classes in any order, and zeros of either sign; the last row has no positives if it may."""
     tile = value_tile(columns, dtype, nan=columns == 40)
     tile.v[:, ::2] = torch.where(tile.v == 0, -0.0, tile.v)[:, ::2]
     ref_labels = -torch.randperm(columns).to(DEVICE) % classes

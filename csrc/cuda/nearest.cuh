@@ -1,9 +1,8 @@
 // For each value of a row's list the nearest negative beyond it, or else the farthest negative.
 //
-// A negative is beyond the values of a sorted list up to some place, found by bisection, and is the nearest one for the last of
-// these if it is the smallest that ends up there. What comes to the next place is larger: the nearest one beyond a value is the
-// smallest of the first place from the value on that any negative came to. Minima are those of integers, which do not depend on
-// an order.
+// Bisection finds the last value of a sorted list that a negative is beyond, and of the negatives with the same one the nearest is
+// kept. Those of a later value are farther: the nearest negative beyond a value is the first that was kept from there on. What
+// threads share are minima of integers, which depend on no order.
 #pragma once
 #include <type_traits>
 
@@ -63,6 +62,7 @@ template <class Source, class T> struct Nearest : SortedPart<Source, T, SEARCHED
     });
     top = reduced(top, [](Key<T> a, Key<T> b) { return max(a, b); });
     const auto smaller = [](Key<T> a, Key<T> b) { return min(a, b); };
+    // Neighbours together, until there is one of each place.
     for (int half = SEARCHED / 2; half >= size; half /= 2) {
       const bool some = int(threadIdx.x) < half;
       const Key<T> key = some ? smaller(keys[2 * threadIdx.x], keys[2 * threadIdx.x + 1]) : Key<T>(0);
@@ -99,7 +99,7 @@ template <class Source, class T> struct NearestColumns : Nearest<Source, T> {
     __syncthreads();
   }
 
-  // Those as far as the farthest one may be at a place where another is nearer.
+  // Where the farthest ones are, there may be a nearer one.
   __device__ int place_of(T u) const {
     return key_of(u) == Base::keys[Base::size] ? Base::size : Base::place_of(u);
   }
@@ -150,8 +150,8 @@ __global__ void semi_hard_rows(Values<T> tile, T sign, OwnPositives<T> source, T
   counts[i] += count;
 }
 
-// The slopes of positives with the same negative, which follow one another.
-template <class T> struct Shared {
+// The slopes of positives with the same negative, which follow one another, added up so far.
+template <class T> struct Run {
   double slopes;
   T negative;
 };
@@ -160,7 +160,7 @@ template <Shape shape, class T>
 __global__ void semi_hard_grad_rows(Values<T> tile, T sign, OwnPositives<T> source, T margin, Cost<T> of, const T* scale, T* g,
                                     int64_t g_stride) {
   __shared__ NearestColumns<OwnPositives<T>, T> nearest;
-  __shared__ Shared<T> shared[SEARCHED];
+  __shared__ Run<T> runs[SEARCHED];
   const int64_t i = blockIdx.x;
   const T factor = sign * scale[i];
   T* out = g + i * g_stride;
@@ -170,17 +170,17 @@ __global__ void semi_hard_grad_rows(Values<T> tile, T sign, OwnPositives<T> sour
       const T negative = nearest.negative(k), gap = nearest.list[k] - negative + margin;
       const bool some = counted<shape>(gap, of);
       const T one = some ? slope<shape>(gap) : T(0);
-      shared[k] = {double(one), negative};
+      runs[k] = {double(one), negative};
       if (some) out[source.column(i, from + nearest.place[k])] += factor * one;
     }
     __syncthreads();
-    accumulate(shared, nearest.length, Shared<T>{0, T(0)}, [](const Shared<T>& before, const Shared<T>& own) {
-      return own.negative == before.negative ? Shared<T>{before.slopes + own.slopes, own.negative} : own;
+    accumulate(runs, nearest.length, Run<T>{0, T(0)}, [](const Run<T>& before, const Run<T>& own) {
+      return own.negative == before.negative ? Run<T>{before.slopes + own.slopes, own.negative} : own;
     });
     for (int k = threadIdx.x; k < nearest.length; k += cuda::THREADS) {
-      const Shared<T> all = shared[k];
-      const bool last = k + 1 == nearest.length || shared[k + 1].negative != all.negative;
-      if (last && all.slopes != 0) out[nearest.column(all.negative)] -= factor * T(all.slopes);
+      const Run<T> run = runs[k];
+      const bool last = k + 1 == nearest.length || runs[k + 1].negative != run.negative;
+      if (last && run.slopes != 0) out[nearest.column(run.negative)] -= factor * T(run.slopes);
     }
   }
 }

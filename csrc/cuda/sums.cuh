@@ -55,8 +55,8 @@ __global__ void triplet_sum_rows(Values<T> tile, T sign, OwnPositives<T> source,
   counts[i] += count;
 }
 
-// A slope belongs to a negative, whose sum its thread keeps, and to a positive, whose sums each warp keeps for its columns. What a
-// warp adds up in T are a few numbers that are not negative.
+// A slope belongs to a negative, whose sum its thread keeps, and to a positive, of which each warp keeps a sum over its columns.
+// What a warp adds up in T are a few numbers, none below 0.
 template <Shape shape, class T>
 __global__ void triplet_sum_grad_rows(Values<T> tile, T sign, OwnPositives<T> source, T margin, Cost<T> of, const T* scale,
                                       T* g, int64_t g_stride) {

@@ -50,8 +50,8 @@ test-gpu: setup
 	METRIC_KERNELS_CUDA=1 $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	METRIC_KERNELS_TEST_DEVICE=cuda CUBLAS_WORKSPACE_CONFIG=:4096:8 $(BIN)/python -m pytest -q $(REGISTRY) $(ARGS)
 	CUBLAS_WORKSPACE_CONFIG=:4096:8 $(BIN)/python -m pytest -q tests/test_triton.py tests/test_cuda.py $(ARGS)
-	$(SANITIZER) --tool memcheck $(BIN)/python -m pytest -q tests/test_cuda.py -k "losses or ranks or sums or nearest or histograms"
-	$(SANITIZER) --tool racecheck $(BIN)/python -m pytest -q tests/test_cuda.py -k "losses_over_tuples or ranks or histograms"
+	$(SANITIZER) --tool memcheck $(BIN)/python -m pytest -q tests/test_cuda.py -k "losses or ranks or gathered or nearest or histograms"
+	$(SANITIZER) --tool racecheck $(BIN)/python -m pytest -q tests/test_cuda.py -k "losses_over_tuples or ranks or gathered or histograms"
 
 aot: setup
 	$(BIN)/python -m metric_kernels.backends.aot

@@ -19,6 +19,12 @@ template <Shape shape, class T> MK_FN T slope(T gap) {
   return gap > T(0) ? T(1) : T(0);
 }
 
+template <class T> MK_FN bool inside(T value, const Cost<T>& of) { return (value > of.low) & (value < of.high); }
+// Whether every pair counts whose slope is not 0.
+template <class T> MK_FN bool every_slope_counts(const Cost<T>& of) {
+  return of.low <= T(0) && of.high == std::numeric_limits<T>::infinity();
+}
+
 template <class T, class F> inline void with_shape(Shape shape, F f) {
   switch (shape) {
     case Shape::hinge: return f(std::integral_constant<Shape, Shape::hinge>{});

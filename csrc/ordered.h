@@ -314,7 +314,7 @@ void sums(const Values<T>& tile, T sign, const Lists<T>& lists, T margin, Cost<T
           int32_t active[WIDTH];
           for (int j = 0; j < chunk.len; ++j) {
             const T value = cost<shape>(t - chunk.u[j]);
-            active[j] = chunk.negative[j] & int32_t(value > of.low) & int32_t(value < of.high);
+            active[j] = chunk.negative[j] & int32_t(inside(value, of));
             part[j] = active[j] ? value : T(0);
           }
           int32_t number = 0;
@@ -332,8 +332,7 @@ void sums(const Values<T>& tile, T sign, const Lists<T>& lists, T margin, Cost<T
 template <class T>
 void sum_grads(const Values<T>& tile, T sign, const Lists<T>& lists, T margin, Cost<T> of, const T* scale, T* g,
                int64_t g_stride, double* slopes) {
-  // Where f does not count, its slope is 0.
-  const bool any = of.low <= T(0) && of.high == std::numeric_limits<T>::infinity();
+  const bool every = every_slope_counts(of);
   with_shape<T>(of.shape, [&](auto shape) {
 #pragma omp parallel for schedule(static) num_threads(tile.threads) if (tile.m * tile.n >= ONE_THREAD_BELOW)
     for (int64_t i = 0; i < tile.m; ++i) {
@@ -351,9 +350,8 @@ void sum_grads(const Values<T>& tile, T sign, const Lists<T>& lists, T margin, C
             const T value = slope<shape>(t - chunk.u[j]);
             part[j] = chunk.negative[j] ? value : T(0);
           }
-          for (int j = 0; j < (any ? 0 : chunk.len); ++j) {
-            const T value = cost<shape>(t - chunk.u[j]);
-            part[j] = (value > of.low) & (value < of.high) ? part[j] : T(0);
+          for (int j = 0; j < (every ? 0 : chunk.len); ++j) {
+            part[j] = inside(cost<shape>(t - chunk.u[j]), of) ? part[j] : T(0);
           }
           for (int j = 0; j < chunk.len; ++j) by_negative[j] += part[j];
           slopes[i * lists.length + k] += lane_sum(part, chunk.len);

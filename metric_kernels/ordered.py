@@ -21,9 +21,6 @@ or shared, ``lists[which[i]]`` (K,), sorted, with -inf for places that are empty
     makes its total NaN.
 ``rank_grads(tile, sign, lists, which, margin, scale, g, below)``
     adds -sign * scale_i * c to g_ij at the row's negatives, and to below as above.
-``triplets(tile, sign, members, margin, totals, counts)``, ``triplet_grads(tile, sign, members, margin, scale, g)``
-    ``ranks`` with the positives of each row as its list, and all of its gradient, without a list in memory whose size only the
-    labels know: a CPU need not wait for a GPU. They need not be there.
 ``sums(tile, sign, lists, margin, shape, low, high, totals, counts)``
     with a list for each row: adds f summed over the pairs of a value of the list and a negative with low < f < high, and
     their number.
@@ -33,6 +30,19 @@ or shared, ``lists[which[i]]`` (K,), sorted, with -inf for places that are empty
 ``nearest(tile, sign, lists) -> (m, K)``
     the column of the nearest negative beyond each value of the row's list, of the farthest negative if there is none, -1 if
     there are no negatives. The first one of equals.
+
+The rest takes the positives of each row as its list, by ``members`` (:class:`Members`), and adds their gradients to g too. No
+list is in memory whose size only the labels know: a CPU need not wait for a GPU. Where there is one of these there are all, and
+``sums`` and ``sum_grads`` are not asked for:
+
+``triplets(tile, sign, members, margin, totals, counts)``, ``triplet_grads(tile, sign, members, margin, scale, g)``
+    as ``ranks``.
+``triplet_sums(tile, sign, members, margin, shape, low, high, totals, counts)``,
+``triplet_sum_grads(tile, sign, members, margin, shape, low, high, scale, g)``
+    as ``sums``.
+``semi_hard(tile, sign, members, margin, shape, low, high, totals, counts)``,
+``semi_hard_grads(tile, sign, members, margin, shape, low, high, scale, g)``
+    as ``triplet_sums``, each value with its ``nearest`` negative only.
 """
 
 from __future__ import annotations
@@ -133,10 +143,13 @@ class BatchAllTriplets(Term):
     def forward(self, kernels, tiles: Tiles, values: Tensor, counts: Tensor):
         for tile in tiles:
             by_margin = zip(self.margins, values[:, tile.rows], counts[:, tile.rows])
-            if self.by_rank and hasattr(kernels, "triplets"):
+            if hasattr(kernels, "triplets"):
                 members = Members.of(tile)
                 for margin, total, count in by_margin:
-                    kernels.triplets(tile, self.sign, members, margin, total, count)
+                    if self.by_rank:
+                        kernels.triplets(tile, self.sign, members, margin, total, count)
+                    else:
+                        kernels.triplet_sums(tile, self.sign, members, margin, self.shape, self.low, self.high, total, count)
                 continue
             lists = Positives.of(kernels, tile, self.sign).lists
             for margin, total, count in by_margin:
@@ -148,10 +161,13 @@ class BatchAllTriplets(Term):
 
     def backward(self, kernels, tile: ValueTile, g: Tensor, grads: Tensor, saved):
         by_margin = zip(self.margins, grads[:, tile.rows].to(g.dtype))
-        if self.by_rank and hasattr(kernels, "triplet_grads"):
+        if hasattr(kernels, "triplets"):
             members = Members.of(tile)
             for margin, scale in by_margin:
-                kernels.triplet_grads(tile, self.sign, members, margin, scale, g)
+                if self.by_rank:
+                    kernels.triplet_grads(tile, self.sign, members, margin, scale, g)
+                else:
+                    kernels.triplet_sum_grads(tile, self.sign, members, margin, self.shape, self.low, self.high, scale, g)
             return
         positives = Positives.of(kernels, tile, self.sign)
         lists, which = positives.lists, own_lists(tile)
@@ -183,6 +199,11 @@ class SemiHardTriplets(Term):
         return (1, n), (1, n)
 
     def forward(self, kernels, tiles: Tiles, values: Tensor, counts: Tensor):
+        if hasattr(kernels, "semi_hard"):
+            for tile in tiles:
+                sums = values[0, tile.rows], counts[0, tile.rows]
+                kernels.semi_hard(tile, self.sign, Members.of(tile), self.margin, self.shape, self.low, self.high, *sums)
+            return ()
         found = []
         for tile in tiles:
             triplets = self._triplets(kernels, tile)
@@ -195,6 +216,10 @@ class SemiHardTriplets(Term):
         return tuple(found[0]) if len(found) == 1 else ()
 
     def backward(self, kernels, tile: ValueTile, g: Tensor, grads: Tensor, saved):
+        if hasattr(kernels, "semi_hard"):
+            given = Members.of(tile), self.margin, self.shape, self.low, self.high
+            kernels.semi_hard_grads(tile, self.sign, *given, grads[0, tile.rows].to(g.dtype), g)
+            return
         triplets = NearestTriplets(*(t[tile.rows] for t in saved)) if saved else self._triplets(kernels, tile)
         scale = self.sign * grads[0, tile.rows, None].to(g.dtype)
         cost, slope = (f(triplets.gap) for f in SLOPES[self.shape])

@@ -20,17 +20,18 @@ from oracles import ORACLES
 from term_cases import CASES, build
 from term_dense import dense
 from test_term_losses import known
-from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from metric_kernels import backends, core, losses, reducers, report, row_extremes, use_workspace
+from metric_kernels import backends, core, losses, report, row_extremes, use_workspace
 from metric_kernels.backends import aot_cuda, cuda
 from metric_kernels.distances import LpDistance, SNRDistance
 from metric_kernels.extremes import FORMULA
 from metric_kernels.language import Op
 from metric_kernels.metrics import METRICS, Euclidean
 from metric_kernels.ops import batch_all_quadruplet
-from metric_kernels.ordered import BatchAllTriplets
+from metric_kernels.ordered import BatchAllTriplets, SemiHardTriplets
 from metric_kernels.quadruplets import NEGATIVES
+from metric_kernels.reducers import AvgNonZeroReducer, ClassWeightedReducer, MeanReducer, PerAnchorReducer, ThresholdReducer
 from metric_kernels.terms import ValueTile
 from metric_kernels.tile import Side, Tile
 
@@ -138,24 +139,56 @@ def test_the_order_of_threads_and_blocks_does_not_show(name, monkeypatch):
     assert all(map(torch.equal, forwards, backwards))
 
 
-class Waiting(TorchFunctionMode):
-    """Records what asks a tensor for its numbers, and so waits for a GPU."""
+class Waiting(TorchDispatchMode):
+    """Records what asks a tensor for its numbers, and so waits for a GPU, in the forward and in the backward pass."""
+
+    names = {"_local_scalar_dense", "_unique2", "bincount", "equal", "masked_select", "nonzero", "unique_consecutive"}
 
     def __init__(self):
         super().__init__()
-        self.names = {"item", "tolist", "nonzero", "unique", "masked_select", "__int__", "__bool__", "__index__", "__float__"}
-        self.found = set()
+        self.found, self.patch = set(), pytest.MonkeyPatch()
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        name = getattr(function, "__name__", "")
-        by_mask = name in ("__getitem__", "__setitem__") and isinstance(args[1], torch.Tensor) and args[1].dtype == torch.bool
-        if name in self.names or by_mask:
+    def __enter__(self):
+        tolist = torch.Tensor.tolist  # no operator on a CPU
+        self.patch.setattr(torch.Tensor, "tolist", lambda t: self.found.add("tolist") or tolist(t))
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        self.patch.undo()
+        super().__exit__(*error)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name, kwargs = function.overloadpacket.__name__, kwargs or {}
+        indices = args[1] if name in ("index", "index_put", "index_put_") else ()
+        by_mask = any(t is not None and t.dtype == torch.bool for t in indices)
+        unsized = name == "repeat_interleave" and kwargs.get("output_size") is None
+        if name in self.names or by_mask or unsized:
             self.found.add(name)
-        return function(*args, **(kwargs or {}))
+        return function(*args, **kwargs)
+
+
+def test_what_waits_is_seen_in_both_passes():
+    class Asks(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x[x > 0].sum()
+
+        @staticmethod
+        def backward(ctx, grad):
+            (x,) = ctx.saved_tensors
+            assert x.gt(0).tolist()
+            return grad.expand(int(grad.new_tensor(3.0)))
+
+    with Waiting() as waiting:
+        loss = Asks.apply(torch.ones(3, requires_grad=True))
+        assert waiting.found == {"index"}
+        loss.backward()
+    assert waiting.found == {"index", "tolist", "_local_scalar_dense"}
 
 
 # What asks for a size that only the labels know.
-WAIT = {"HistogramLoss", "SemiHardTripletLoss"}
+WAIT = {"HistogramLoss"}
 
 
 @pytest.fixture
@@ -175,7 +208,7 @@ def test_who_waits_for_a_gpu(name):
 
 
 @pytest.mark.usefixtures("kernels", "queued")
-@pytest.mark.parametrize("reducer", [reducers.MeanReducer(), reducers.ClassWeightedReducer(torch.arange(40.0))])
+@pytest.mark.parametrize("reducer", [MeanReducer(), ClassWeightedReducer(torch.arange(40.0))])
 @pytest.mark.parametrize("name", ["NPairsLoss", "MarginLoss", "BatchHardTripletLoss"])
 def test_waiting_changes_nothing(name, reducer, monkeypatch):
     """Of losses that know more where they may ask."""
@@ -193,7 +226,31 @@ def test_waiting_changes_nothing(name, reducer, monkeypatch):
 @pytest.mark.parametrize("label", [-1, 3])
 def test_a_class_without_a_weight_is_refused_when_it_comes_to_it(label):
     with pytest.raises(IndexError):
-        reducers.ClassWeightedReducer(torch.ones(3)).of_anchors(torch.ones(2), torch.tensor([0, label]))
+        ClassWeightedReducer(torch.ones(3)).of_anchors(torch.ones(2), torch.tensor([0, label]))
+
+
+REDUCERS = [MeanReducer(), AvgNonZeroReducer(), ThresholdReducer(0.1, 1.5), PerAnchorReducer()]
+SHAPES_OF_TRIPLETS = [
+    ("TripletMarginLoss", {}),
+    ("TripletMarginLoss", {"smooth_loss": True}),
+    ("TripletMarginLoss", {"squared": True}),
+    ("SemiHardTripletLoss", {}),
+    ("SemiHardTripletLoss", {"soft_margin": True}),
+]
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("with_ref, workspace", [(False, 1 << 20), (True, 0)], ids=["self-kept", "reference-tiles"])
+@pytest.mark.parametrize("reducer", REDUCERS, ids=lambda reducer: type(reducer).__name__)
+@pytest.mark.parametrize("name, params", SHAPES_OF_TRIPLETS)
+def test_no_loss_over_triplets_waits(name, params, reducer, with_ref, workspace):
+    loss = getattr(losses, name)(**params, margin=0.3, reducer=reducer, backend="cuda")
+    x, labels, *reference = sets(with_ref)
+    x.requires_grad_()
+    with use_workspace(workspace), Waiting() as waiting:
+        loss(x, labels, None, *reference).backward()
+    assert x.grad.any()
+    assert not waiting.found
 
 
 # ---- row kernels -----------------------------------------------------------------------------------------------------
@@ -323,24 +380,84 @@ def test_ranks(columns, length, shared, dtype):
     torch.testing.assert_close(*found, **CLOSE[dtype], equal_nan=True)
 
 
-# As many positives as are compared value by value, as are searched, and more than are gathered at a time.
+def labelled_tile(columns, classes, diagonal, dtype):
+    """The same with so many classes in any order, and zeros of either sign; the last row has no positives if it may."""
+    tile = value_tile(columns, dtype, nan=columns == 40)
+    tile.v[:, ::2] = torch.where(tile.v == 0, -0.0, tile.v)[:, ::2]
+    ref_labels = -torch.randperm(columns).to(DEVICE) % classes
+    labels = ref_labels[:3].clone()
+    if diagonal < 0:
+        labels[2] = classes
+    return tile._replace(ref_labels=ref_labels, labels=labels, diagonal=diagonal)
+
+
+FOUND = [
+    BatchAllTriplets("hinge", -1.0, 0.0, math.inf, (0.25, 1.0)),
+    SemiHardTriplets("hinge", 1.0, -1.0, math.inf, 0.25),
+    SemiHardTriplets("squared_hinge", -1.0, 0.0, 0.5, 1.0),
+    SemiHardTriplets("softplus", -1.0, -1.0, math.inf, 0.25),
+]
+VISITED = [
+    BatchAllTriplets("hinge", -1.0, -1.0, 2.25, (0.25,)),
+    BatchAllTriplets("squared_hinge", 1.0, 0.5, 3.0, (0.25, 1.0)),
+    BatchAllTriplets("softplus", -1.0, 0.0, math.inf, (0.25,)),
+    BatchAllTriplets("softplus", 1.0, 0.5, 2.0, (0.25,)),
+]
+# As many positives as are compared value by value, as are searched, and more than a kernel has in shared memory at a time.
+CLASSES = [(3, 3), (40, 7), (300, 4), (30, 1)]
+OVER_TRIPLETS = [
+    pytest.param(term, *sizes, id=f"{term.key}:{term.flat}-{sizes}")
+    for terms, many in ((FOUND, [(1100, 2), (2500, 2)]), (VISITED, [(2100, 7)]))
+    for term in terms
+    for sizes in CLASSES + many
+]
+
+
+def sums_and_grads(term, tile, grads, backend):
+    """Totals, counts and gradients of a term over triplets; of the second row, which may have a NaN, the total alone."""
+    kernels = backends.load(backend).ordered
+    totals, counts = torch.zeros_like(grads), torch.zeros_like(grads, dtype=torch.int64)
+    g = torch.ones_like(tile.v)
+    term.forward(kernels, (tile,), totals, counts)
+    term.backward(kernels, tile, g, grads, ())
+    return totals, counts[:, ::2], g[::2].double()
+
+
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("diagonal", [0, -1])
-@pytest.mark.parametrize("columns, classes", [(3, 3), (40, 7), (300, 4), (2500, 2), (30, 1)])
-def test_triplets_of_gathered_positives_are_those_of_lists(columns, classes, diagonal, dtype):
-    tile = value_tile(columns, dtype, nan=columns == 40)
-    ref_labels = -torch.randperm(columns).to(DEVICE) % classes
-    tile = tile._replace(ref_labels=ref_labels, labels=ref_labels[:3].clone(), diagonal=diagonal)
-    term = BatchAllTriplets("hinge", -1.0, 0.0, math.inf, (0.25, 1.0))
-    grads, found = torch.randn(2, 3, dtype=torch.float64).to(DEVICE), []
-    for kernels in (backends.load(name).ordered for name in ("cuda", "reference")):
-        totals, counts = torch.ones_like(grads), torch.ones(2, 3, dtype=torch.int64, device=DEVICE)
-        g = torch.ones_like(tile.v)
-        term.forward(kernels, (tile,), totals, counts)
-        term.backward(kernels, tile, g, grads, ())
-        found.append((totals, counts, g[::2]))
-    torch.testing.assert_close(*found, **CLOSE[dtype], equal_nan=True)
+@pytest.mark.parametrize("term, columns, classes", OVER_TRIPLETS)
+def test_triplets_of_gathered_positives_are_those_of_lists(term, columns, classes, diagonal, dtype):
+    tile = labelled_tile(columns, classes, diagonal, dtype)
+    grads = torch.randn(term.shapes(3, columns)[0], dtype=torch.float64).to(DEVICE)
+    found = sums_and_grads(term, tile, grads, "cuda")
+    expected = sums_and_grads(term, tile._replace(v=tile.v.double()), grads, "reference")
+    torch.testing.assert_close(found, expected, **CLOSE[dtype], equal_nan=True)
+
+
+@ON_CPU_ONLY
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("term, columns, classes", OVER_TRIPLETS)
+def test_the_order_of_threads_does_not_show_in_triplets(term, columns, classes, monkeypatch):
+    tile = labelled_tile(columns, classes, 0, torch.float32)
+    tile.v.add_(torch.rand_like(tile.v))
+    grads = torch.randn(term.shapes(3, columns)[0], dtype=torch.float64)
+    forwards = sums_and_grads(term, tile, grads, "cuda")
+    monkeypatch.setenv("CUDA_ON_CPU_ORDER", "backwards")
+    torch.testing.assert_close(sums_and_grads(term, tile, grads, "cuda"), forwards, rtol=0.0, atol=0.0, equal_nan=True)
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_semi_hard_triplets_of_infinite_values(sign, dtype):
+    """Positives beyond all else, negatives beyond all positives, and a positive that counts as none."""
+    tile = value_tile(40, dtype)
+    tile.v[0, [5, 10, 11, 12]] = torch.tensor([torch.inf, -torch.inf, torch.inf, -torch.inf], device=DEVICE, dtype=dtype)
+    tile.v[2, tile.ref_labels != tile.labels[2]] = sign * torch.inf
+    term, grads = SemiHardTriplets("hinge", sign, -1.0, math.inf, 0.25), torch.ones(1, 3, dtype=torch.float64, device=DEVICE)
+    found, expected = (sums_and_grads(term, tile, grads, backend) for backend in ("cuda", "reference"))
+    torch.testing.assert_close(found, expected, **CLOSE[dtype])
 
 
 @pytest.mark.usefixtures("kernels")
@@ -390,30 +507,22 @@ def test_quadruplets_of_thousands_of_pairs(workspace, negatives, dtype):
 
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape, low, high", [("hinge", -1.0, math.inf), ("squared_hinge", 0.5, 3.0), ("softplus", 0.0, 2.0)])
-@pytest.mark.parametrize("columns, length", [(3, 1), (40, 0), (2050, 6), (300, 260)])
-def test_sums(columns, length, shape, low, high, dtype):
-    tile, lists = value_tile(columns, dtype, nan=columns == 300), sorted_lists(3, length, dtype)
-    scale, found = torch.randn(3).to(DEVICE, dtype), []
-    for kernels in (backends.load(name).ordered for name in ("cuda", "reference")):
-        totals, counts = torch.ones(3, dtype=torch.float64, device=DEVICE), torch.ones(3, dtype=torch.int64, device=DEVICE)
-        g, slopes = torch.ones_like(tile.v), torch.ones(lists.shape, dtype=torch.float64, device=DEVICE)
-        kernels.sums(tile, 1.0, lists, 0.25, shape, low, high, totals, counts)
-        kernels.sum_grads(tile, 1.0, lists, 0.25, shape, low, high, scale, g, slopes)
-        # All but the total of a row with a NaN is of no use.
-        found.append((totals, *(t[::2] for t in (counts, g, slopes))))
-    torch.testing.assert_close(*found, **CLOSE[dtype], equal_nan=True)
-
-
-@pytest.mark.usefixtures("kernels")
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("columns, length", [(3, 1), (40, 0), (300, 9)])
+@pytest.mark.parametrize("columns, length", [(3, 1), (40, 0), (300, 9), (2200, 33), (300, 1300)])
 def test_nearest(columns, length, dtype):
     tile, lists = value_tile(columns, dtype), sorted_lists(3, length, dtype)
     found, expected = (backends.load(name).ordered.nearest(tile, -1.0, lists) for name in ("cuda", "reference"))
     assert torch.equal(found, expected)
     alone = tile._replace(labels=torch.zeros_like(tile.labels), ref_labels=torch.zeros_like(tile.ref_labels))
     assert (backends.load("cuda").ordered.nearest(alone, 1.0, lists) == -1).all()
+
+
+@pytest.mark.usefixtures("kernels")
+def test_the_nearest_of_nans_are_columns():
+    tile, lists = value_tile(40, torch.float32), sorted_lists(3, 7, torch.float32)
+    tile.v[0, ::2], tile.v[1], lists[2, 3] = torch.nan, torch.nan, torch.nan
+    found = backends.load("cuda").ordered.nearest(tile, 1.0, lists)
+    assert ((found >= 0) & (found < 40)).all()
+    assert (tile.ref_labels[found] != tile.labels[:, None]).all()
 
 
 @pytest.mark.usefixtures("kernels")

@@ -162,15 +162,25 @@ template <class T> void define_ordered(py::module_ m) {
     Kernels::triplet_grads(on(queue), tile_of<T>(tile), T(sign), members_of(members), T(margin), at<const T>(scale),
                            start<T>(g), stride(g));
   });
-  m.def("sums", [](Queue queue, ValuesGiven tile, double sign, ListsGiven lists, double margin, CostGiven cost, Address totals,
-                   Address counts) {
-    Kernels::sums(on(queue), tile_of<T>(tile), T(sign), lists_of<T>(lists), T(margin), cost_of<T>(cost), at<double>(totals),
-                  at<int64_t>(counts));
+  m.def("triplet_sums", [](Queue queue, ValuesGiven tile, double sign, MembersGiven members, double margin, CostGiven cost,
+                           Address totals, Address counts) {
+    Kernels::triplet_sums(on(queue), tile_of<T>(tile), T(sign), members_of(members), T(margin), cost_of<T>(cost),
+                          at<double>(totals), at<int64_t>(counts));
   });
-  m.def("sum_grads", [](Queue queue, ValuesGiven tile, double sign, ListsGiven lists, double margin, CostGiven cost,
-                        Address scale, Matrix g, Address slopes) {
-    Kernels::sum_grads(on(queue), tile_of<T>(tile), T(sign), lists_of<T>(lists), T(margin), cost_of<T>(cost),
-                       at<const T>(scale), start<T>(g), stride(g), at<double>(slopes));
+  m.def("triplet_sum_grads", [](Queue queue, ValuesGiven tile, double sign, MembersGiven members, double margin,
+                                CostGiven cost, Address scale, Matrix g) {
+    Kernels::triplet_sum_grads(on(queue), tile_of<T>(tile), T(sign), members_of(members), T(margin), cost_of<T>(cost),
+                               at<const T>(scale), start<T>(g), stride(g));
+  });
+  m.def("semi_hard", [](Queue queue, ValuesGiven tile, double sign, MembersGiven members, double margin, CostGiven cost,
+                        Address totals, Address counts) {
+    Kernels::semi_hard(on(queue), tile_of<T>(tile), T(sign), members_of(members), T(margin), cost_of<T>(cost),
+                       at<double>(totals), at<int64_t>(counts));
+  });
+  m.def("semi_hard_grads", [](Queue queue, ValuesGiven tile, double sign, MembersGiven members, double margin,
+                              CostGiven cost, Address scale, Matrix g) {
+    Kernels::semi_hard_grads(on(queue), tile_of<T>(tile), T(sign), members_of(members), T(margin), cost_of<T>(cost),
+                             at<const T>(scale), start<T>(g), stride(g));
   });
   m.def("nearest", [](Queue queue, ValuesGiven tile, double sign, ListsGiven lists, Address columns) {
     Kernels::nearest(on(queue), tile_of<T>(tile), T(sign), lists_of<T>(lists), at<int64_t>(columns));

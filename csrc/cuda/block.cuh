@@ -20,10 +20,16 @@ template <bool up = false, class V> __device__ V shuffle(const V& value, int lan
   return other;
 }
 
+// All values of a warp combined, for its first lane.
+template <class V, class Combine> __device__ V reduced_in_warp(V value, Combine combine) {
+  for (int lanes = WARP / 2; lanes; lanes /= 2) value = combine(value, shuffle(value, lanes));
+  return value;
+}
+
 // All values of a block combined, for its first thread.
 template <class V, class Combine> __device__ V reduced(V value, Combine combine) {
   __shared__ V of_warp[WARPS];
-  for (int lanes = WARP / 2; lanes; lanes /= 2) value = combine(value, shuffle(value, lanes));
+  value = reduced_in_warp(value, combine);
   if (threadIdx.x % WARP == 0) of_warp[threadIdx.x / WARP] = value;
   __syncthreads();
   if (threadIdx.x == 0)
@@ -36,25 +42,29 @@ template <class V> __device__ V summed(V value) {
   return reduced(value, [](const V& a, const V& b) { return a + b; });
 }
 
-// a[k] becomes a[0] + ... + a[k]; a is shared. Values that come late never reach sums that come before.
-template <class V> __device__ void accumulate(V* a, int length) {
+// a[k] becomes a[0], ..., a[k] combined in that order; a is shared. Values that come late never reach what comes before.
+template <class V, class Combine> __device__ void accumulate(V* a, int length, V nothing, Combine combine) {
   __shared__ V of_warp[WARPS];
   const int each = (length + cuda::THREADS - 1) / cuda::THREADS, lane = threadIdx.x % WARP;
   const int first = min(int(threadIdx.x) * each, length), last = min(first + each, length);
-  V sum = 0;
-  for (int k = first; k < last; ++k) a[k] = sum += a[k];
+  V all = nothing;
+  for (int k = first; k < last; ++k) a[k] = all = combine(all, a[k]);
   for (int lanes = 1; lanes < WARP; lanes *= 2) {
-    const V before = shuffle<true>(sum, lanes);
-    if (lane >= lanes) sum = before + sum;
+    const V before = shuffle<true>(all, lanes);
+    if (lane >= lanes) all = combine(before, all);
   }
-  if (lane == WARP - 1) of_warp[threadIdx.x / WARP] = sum;
-  const V of_lanes = shuffle<true>(sum, 1);
+  if (lane == WARP - 1) of_warp[threadIdx.x / WARP] = all;
+  const V of_lanes = shuffle<true>(all, 1);
   __syncthreads();
-  V before = 0;
-  for (int warp = 0; warp < int(threadIdx.x) / WARP; ++warp) before += of_warp[warp];
-  if (lane) before += of_lanes;
-  for (int k = first; k < last; ++k) a[k] += before;
+  V before = nothing;
+  for (int warp = 0; warp < int(threadIdx.x) / WARP; ++warp) before = combine(before, of_warp[warp]);
+  if (lane) before = combine(before, of_lanes);
+  for (int k = first; k < last; ++k) a[k] = combine(before, a[k]);
   __syncthreads();
+}
+
+template <class V> __device__ void accumulate(V* a, int length) {
+  accumulate(a, length, V(0), [](const V& a, const V& b) { return a + b; });
 }
 
 // A sum of many numbers to twice their precision, because additions in double are slow on most GPUs.

@@ -38,10 +38,14 @@ template <class T> struct OrderedKernels {
   static void triplets(const Stream&, const Values<T>&, T sign, const Members&, T margin, double* totals, int64_t* counts);
   static void triplet_grads(const Stream&, const Values<T>&, T sign, const Members&, T margin, const T* scale, T* g,
                             int64_t g_stride);
-  static void sums(const Stream&, const Values<T>&, T sign, const Lists<T>&, T margin, const Cost<T>&, double* totals,
-                   int64_t* counts);
-  static void sum_grads(const Stream&, const Values<T>&, T sign, const Lists<T>&, T margin, const Cost<T>&, const T* scale,
-                        T* g, int64_t g_stride, double* slopes);
+  static void triplet_sums(const Stream&, const Values<T>&, T sign, const Members&, T margin, const Cost<T>&, double* totals,
+                           int64_t* counts);
+  static void triplet_sum_grads(const Stream&, const Values<T>&, T sign, const Members&, T margin, const Cost<T>&,
+                                const T* scale, T* g, int64_t g_stride);
+  static void semi_hard(const Stream&, const Values<T>&, T sign, const Members&, T margin, const Cost<T>&, double* totals,
+                        int64_t* counts);
+  static void semi_hard_grads(const Stream&, const Values<T>&, T sign, const Members&, T margin, const Cost<T>&,
+                              const T* scale, T* g, int64_t g_stride);
   static void nearest(const Stream&, const Values<T>&, T sign, const Lists<T>&, int64_t* columns);
 };
 

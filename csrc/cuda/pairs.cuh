@@ -3,7 +3,7 @@
 #pragma once
 #include <cub/block/block_merge_sort.cuh>
 
-#include "ordered.cuh"
+#include "ranks.cuh"
 
 namespace {
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from metric_kernels.backends import cuda_pairs
 from metric_kernels.backends.cuda import integers, matrix, on_tile, vector, whole
-from metric_kernels.ordered import Members
+from metric_kernels.ordered import Members, own_lists
 from metric_kernels.terms import ValueTile
 
 # The kernels of metric_kernels/positive_pairs.py.
@@ -24,8 +24,7 @@ def ranks(
     counts: Tensor,
     below: Tensor | None,
 ):
-    sums = vector("totals", totals, len(tile.v), tile.v, torch.float64), integers("counts", counts, len(tile.v), tile.v)
-    on_tile("ranks", tile, sign, _lists(lists, tile, which), margin, *sums, _below(below, lists))
+    on_tile("ranks", tile, sign, _lists(lists, tile, which), margin, *_sums(totals, counts, tile), _below(below, lists))
 
 
 def rank_grads(
@@ -37,8 +36,7 @@ def rank_grads(
 
 
 def triplets(tile: ValueTile, sign: float, members: Members, margin: float, totals: Tensor, counts: Tensor):
-    sums = vector("totals", totals, len(tile.v), tile.v, torch.float64), integers("counts", counts, len(tile.v), tile.v)
-    on_tile("triplets", tile, sign, _members(members, tile), margin, *sums)
+    on_tile("triplets", tile, sign, _members(members, tile), margin, *_sums(totals, counts, tile))
 
 
 def triplet_grads(tile: ValueTile, sign: float, members: Members, margin: float, scale: Tensor, g: Tensor):
@@ -47,10 +45,10 @@ def triplet_grads(tile: ValueTile, sign: float, members: Members, margin: float,
     on_tile("triplet_grads", tile, sign, _members(members, tile), margin, *given)
 
 
-def sums(
+def triplet_sums(
     tile: ValueTile,
     sign: float,
-    lists: Tensor,
+    members: Members,
     margin: float,
     shape: str,
     low: float,
@@ -58,40 +56,70 @@ def sums(
     totals: Tensor,
     counts: Tensor,
 ):
-    sums = vector("totals", totals, len(tile.v), tile.v, torch.float64), integers("counts", counts, len(tile.v), tile.v)
-    on_tile("sums", tile, sign, _lists(lists, tile), margin, (shape, low, high), *sums)
+    on_tile("triplet_sums", tile, sign, _members(members, tile), margin, (shape, low, high), *_sums(totals, counts, tile))
 
 
-def sum_grads(
+def triplet_sum_grads(
     tile: ValueTile,
     sign: float,
-    lists: Tensor,
+    members: Members,
     margin: float,
     shape: str,
     low: float,
     high: float,
     scale: Tensor,
     g: Tensor,
-    slopes: Tensor,
 ):
     scale = scale.contiguous()
     given = vector("scale", scale, len(tile.v), tile.v), matrix("g", g, tile.v.shape, tile.v)
-    by_value = whole("slopes", slopes, lists.shape, tile.v, torch.float64)
-    on_tile("sum_grads", tile, sign, _lists(lists, tile), margin, (shape, low, high), *given, by_value)
+    on_tile("triplet_sum_grads", tile, sign, _members(members, tile), margin, (shape, low, high), *given)
+
+
+def semi_hard(
+    tile: ValueTile,
+    sign: float,
+    members: Members,
+    margin: float,
+    shape: str,
+    low: float,
+    high: float,
+    totals: Tensor,
+    counts: Tensor,
+):
+    on_tile("semi_hard", tile, sign, _members(members, tile), margin, (shape, low, high), *_sums(totals, counts, tile))
+
+
+def semi_hard_grads(
+    tile: ValueTile,
+    sign: float,
+    members: Members,
+    margin: float,
+    shape: str,
+    low: float,
+    high: float,
+    scale: Tensor,
+    g: Tensor,
+):
+    scale = scale.contiguous()
+    given = vector("scale", scale, len(tile.v), tile.v), matrix("g", g, tile.v.shape, tile.v)
+    on_tile("semi_hard_grads", tile, sign, _members(members, tile), margin, (shape, low, high), *given)
 
 
 def nearest(tile: ValueTile, sign: float, lists: Tensor) -> Tensor:
-    columns = torch.empty(lists.shape, dtype=torch.int64, device=lists.device)
-    on_tile("nearest", tile, sign, _lists(lists, tile), whole("columns", columns, lists.shape, tile.v, torch.int64))
+    columns, which = torch.empty(lists.shape, dtype=torch.int64, device=lists.device), own_lists(tile)
+    given = whole("columns", columns, lists.shape, tile.v, torch.int64)
+    on_tile("nearest", tile, sign, _lists(lists, tile, which), given)
     return columns
 
 
-def _lists(lists: Tensor, tile: ValueTile, which: Tensor | None = None) -> tuple:
-    """Lists as the entry points take them: one for each row unless ``which`` says otherwise."""
+def _lists(lists: Tensor, tile: ValueTile, which: Tensor) -> tuple:
+    """Lists as the entry points take them."""
+    return matrix("lists", lists, lists.shape, tile.v), *lists.shape, integers("which", which, len(tile.v), tile.v)
+
+
+def _sums(totals: Tensor, counts: Tensor, tile: ValueTile) -> tuple[int, int]:
     rows = len(tile.v)
-    number, length = lists.shape if which is not None else (rows, lists.shape[1])
-    owners = 0 if which is None else integers("which", which, rows, tile.v)
-    return matrix("lists", lists, (number, length), tile.v), number, length, owners
+    return vector("totals", totals, rows, tile.v, torch.float64), integers("counts", counts, rows, tile.v)
 
 
 def _members(members: Members, tile: ValueTile) -> tuple:

@@ -153,6 +153,11 @@ template <class V> V atomicAdd(V* to, V value) {
   *to += value;
   return before;
 }
+template <class V> V atomicMin(V* to, V value) {
+  const V before = *to;
+  *to = min(before, value);
+  return before;
+}
 
 // ---- the runtime -----------------------------------------------------------------------------------------------------
 

@@ -62,12 +62,16 @@ def _norm(squares, points, number, axis: tl.constexpr):
 
 
 @triton.jit
-def _masks(label, ref_labels, i, j, m, n, diagonal):
+def _masks(label, ref_labels, i, j, m, n, diagonal, factors):
     """Which pairs are positive, and which negative."""
     inside = (i < m)[:, None] & (j < n)[None, :]
     same = label == _load(ref_labels + j, j, n, 0)
-    own = tl.where(diagonal >= 0, i + diagonal, -1)
-    return inside & same & (own[:, None] != j[None, :]), inside & ~same
+    positive = inside & same
+    if diagonal is not None:
+        # Where products are made, the rows are all rows.
+        own = i if factors is not None else i + diagonal
+        positive &= own[:, None] != j[None, :]
+    return positive, inside & ~same
 
 
 @triton.jit
@@ -109,7 +113,7 @@ def _vector(value, height: tl.constexpr, lanes: tl.constexpr):
 
 
 @triton.jit
-def _after(states, values, masks, j, lanes: tl.constexpr, formula: tl.constexpr, stage: tl.constexpr):
+def _after(states, v, values, masks, j, lanes: tl.constexpr, formula: tl.constexpr, stage: tl.constexpr):
     """The same after the columns j."""
     after = ()
     for k in tl.static_range(len(formula.kinds[stage])):
@@ -117,7 +121,7 @@ def _after(states, values, masks, j, lanes: tl.constexpr, formula: tl.constexpr,
         if formula.kinds[stage][k] == "total":
             after += (states[k] + _summed(tl.where(inside, values[k], 0.0), lanes),)
         elif formula.kinds[stage][k] == "count":
-            after += (states[k] + _summed((inside & (values[k] != 0.0)).to(tl.int32), lanes),)
+            after += (states[k] + _summed(tl.where(inside & (values[k] != 0.0) & ((v == v) | (v != v)), 1.0, 0.0), lanes).to(tl.int32),)
         elif formula.kinds[stage][k] == "lse":
             after += (_add_exp(states[k], tl.where(inside, values[k], float("-inf")), inside, lanes),)
         else:
@@ -300,8 +304,8 @@ def stats(
         theirs = _read(cols, counts[1], j, n, 0)
         v = value(product, p_i, _norm(q, j, n, 0), eps)
         values = pair(v, *_inputs(mine, theirs, formula, stage), *parameters)
-        masks = _masks(label, ref_labels, i, j, m, n, diagonal)
-        states = _after(states, values, masks, j, lanes, formula, stage)
+        masks = _masks(label, ref_labels, i, j, m, n, diagonal, factors)
+        states = _after(states, v, values, masks, j, lanes, formula, stage)
     for k in tl.static_range(len(formula.kinds[stage])):
         if formula.kinds[stage][k] == "lse":
             found, factor = _log_sum_exp(states[k], lanes)
@@ -351,7 +355,7 @@ def weights(
         product = tl.load(place, mask=inside, other=0.0)
         q_j = _norm(q, j, n, 0)
         theirs = _read_side(cols, col_counts, j, n, 0)
-        masks = _masks(label, ref_labels, i, j, m, n, diagonal)
+        masks = _masks(label, ref_labels, i, j, m, n, diagonal, factors)
         w, share = _weight(
             product,
             p_i,
@@ -423,7 +427,7 @@ def gradients(
             p_i,
             q_j,
             eps,
-            _masks(label, ref_labels, i, j, m, n, diagonal),
+            _masks(label, ref_labels, i, j, m, n, diagonal, factors),
             mine,
             theirs,
             i[:, None],
@@ -486,7 +490,7 @@ def input_grads(
         product = _product(s, factors, anchors, i, j, m, n, multiply)
         q_j = _norm(q, j, n, 0)
         theirs = _read_side(cols, col_counts, j, n, 0)
-        masks = _masks(label, ref_labels, i, j, m, n, diagonal)
+        masks = _masks(label, ref_labels, i, j, m, n, diagonal, factors)
         if swapped:
             v = value(product, q_j, p_i, eps)
             slopes = slope(v, *_inputs(theirs[0], mine[0], formula, stage), *parameters)

@@ -20,9 +20,9 @@ def _load(pointers, points, number, axis: tl.constexpr):
 @triton.jit
 def _coordinates(x, points, number, k, dim: tl.constexpr, axis: tl.constexpr):
     """Coordinates k of the points, which lie along ``axis``; 0 where there is none."""
-    at = tl.expand_dims(points.to(tl.int64) * dim, 1 - axis) + tl.expand_dims(k, axis)
+    at = x + tl.expand_dims(points.to(tl.int64) * dim, 1 - axis)
     inside = tl.expand_dims(points < number, 1 - axis) & tl.expand_dims(k < dim, axis)
-    return tl.load(x + at, mask=inside, other=0.0)
+    return tl.load(at + tl.expand_dims(k, axis), mask=inside, other=0.0)
 
 
 @triton.jit

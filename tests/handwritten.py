@@ -61,7 +61,7 @@ def supcon(
         top_negative = top
 
         logits += tl.sum(tl.where(positive, logit, 0.0), 1)
-        number += tl.sum(tl.where(positive & ((cosine == cosine) | (cosine != cosine)), 1.0, 0.0), 1).to(tl.int32)
+        number += tl.sum((positive & ((cosine == cosine) | (cosine != cosine))).to(tl.int32), 1)
     value = top_positive + tl.log(positives)
     tl.store(out + i, value, mask=here)
     tl.store(scale + i, tl.where(tl.abs(value) < float("inf"), tl.exp(value - top_positive) / positives, 1.0), mask=here)

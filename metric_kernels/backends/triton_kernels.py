@@ -121,7 +121,7 @@ def _after(states, v, values, masks, j, lanes: tl.constexpr, formula: tl.constex
         if formula.kinds[stage][k] == "total":
             after += (states[k] + _summed(tl.where(inside, values[k], 0.0), lanes),)
         elif formula.kinds[stage][k] == "count":
-            after += (states[k] + _summed(tl.where(inside & (values[k] != 0.0) & ((v == v) | (v != v)), 1.0, 0.0), lanes).to(tl.int32),)
+            after += (states[k] + _summed((inside & (values[k] != 0.0) & ((v == v) | (v != v))).to(tl.int32), lanes),)
         elif formula.kinds[stage][k] == "lse":
             after += (_add_exp(states[k], tl.where(inside, values[k], float("-inf")), inside, lanes),)
         else:

@@ -196,7 +196,7 @@ def _unranked(ranked):
 def _pair_grad(v, masks, anchor, other, column, parameters, pairs, dpairs, formula: tl.constexpr):
     """dL/dv of each pair, where the anchor knows the other point as ``column``."""
     values, grads, index = anchor
-    total = tl.zeros_like(v)
+    positive, negative = (), ()
     for n in tl.static_range(len(formula.kinds)):
         inputs = _inputs(values, other[0], formula, n)
         t = pairs[n](v, *inputs, *parameters[n])
@@ -208,8 +208,22 @@ def _pair_grad(v, masks, anchor, other, column, parameters, pairs, dpairs, formu
                     term *= tl.exp(t[k] - values[formula.first[n] + k])
                 elif formula.kinds[n][k] != "total":
                     term = tl.where(index[formula.first[n] + k] == column, term, 0.0)
-                total += tl.where(masks[formula.sides[n][k]], term, 0.0)
-    return total
+                if formula.sides[n][k] == 0:
+                    positive += (term,)
+                else:
+                    negative += (term,)
+    return _sum_inside(masks[0], positive, v) + _sum_inside(masks[1], negative, v)
+
+
+@triton.jit
+def _sum_inside(mask, terms, v):
+    if len(terms) == 0:
+        return tl.zeros_like(v)
+    else:
+        total = terms[0]
+        for k in tl.static_range(1, len(terms)):
+            total += terms[k]
+        return tl.where(mask, total, 0.0)
 
 
 @triton.jit

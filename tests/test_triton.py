@@ -530,8 +530,9 @@ sys.exit(10 * status + aot.main())
     # Offsets of rows in a tile, and of coordinates, are 64 bits wide.
     for path in tmp_path.glob("*/*.ttir"):
         text = path.read_text()
-        wide = r"arith\.extsi .*tensor<\d+x1xi32" if "tt.dot" in text else r"arith\.extsi %n\w* : i32 to i64"
+        wide = r"arith\.muli .*tensor<\d+xi64>" if "tt.dot" in text else r"arith\.extsi %n\w* : i32 to i64"
         assert re.search(wide, text), path
+        assert not re.search(r"arith\.muli .*tensor<\w+xi32>", text), path
 
 
 def test_a_formula_costs_about_what_a_kernel_by_hand_does():

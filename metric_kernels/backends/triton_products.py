@@ -19,10 +19,13 @@ def _load(pointers, points, number, axis: tl.constexpr):
 
 @triton.jit
 def _coordinates(x, points, number, k, dim: tl.constexpr, axis: tl.constexpr):
-    """Coordinates k of the points, which lie along ``axis``; 0 where there is none. The first is a multiple of their number."""
+    """Coordinates k of the points, which lie along ``axis``; 0 where there is none.
+
+    There is a power of two of k, and the first of them is a multiple of it.
+    """
     at = x + tl.expand_dims(points.to(tl.int64) * dim, 1 - axis)
     inside = tl.expand_dims(points < number, 1 - axis)
-    if dim % k.shape[0] != 0:
+    if (k.shape[0] - 1) & dim != 0:
         inside &= tl.expand_dims(k < dim, axis)
     return tl.load(at + tl.expand_dims(k, axis), mask=inside, other=0.0)
 

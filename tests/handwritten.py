@@ -1,7 +1,7 @@
 """Kernels of SupCon as one would write them by hand for this one loss, tiled as the generic ones are.
 
-``made`` kernels make the products of the points, for all rows of a batch with itself; ``read`` kernels are given some rows of
-them. Tests hold what the compiler makes of them and of the generic kernels against each other.
+``made`` kernels make the products of the points (form (b)), for all rows of a batch with itself; ``read`` kernels are given
+some rows of them (form (a)). Tests hold what the compiler makes of them and of the generic kernels against each other.
 """
 
 import triton
@@ -16,7 +16,9 @@ def _masks(i, j, here, there, own, label, ref_labels):
 
 
 @triton.jit
-def _made(x, inverse_norms, i, j, here, there, dim: tl.constexpr, depth: tl.constexpr, height: tl.constexpr, width: tl.constexpr):
+def _made(
+    x, inverse_norms, i, j, here, there, dim: tl.constexpr, depth: tl.constexpr, height: tl.constexpr, width: tl.constexpr
+):
     """Cosines from points of more coordinates than are held at a time."""
     product = tl.zeros((height, width), tl.float32)
     for first in range(0, dim, depth):

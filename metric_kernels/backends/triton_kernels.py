@@ -63,13 +63,13 @@ def _norm(squares, points, number, axis: tl.constexpr):
 
 @triton.jit
 def _masks(label, ref_labels, i, j, m, n, diagonal, factors):
-    """Which pairs are positive, and which negative."""
+    """Which pairs are positive, and which negative. ``diagonal`` is None where no point is on both sides."""
     inside = (i < m)[:, None] & (j < n)[None, :]
     same = label == _load(ref_labels + j, j, n, 0)
     positive = inside & same
     if diagonal is not None:
-        # Where products are made, the rows are all rows.
-        own = i if factors is not None else i + diagonal
+        # Products are made for all rows at once.
+        own = i + diagonal if factors is None else i
         positive &= own[:, None] != j[None, :]
     return positive, inside & ~same
 
@@ -114,14 +114,16 @@ def _vector(value, height: tl.constexpr, lanes: tl.constexpr):
 
 @triton.jit
 def _after(states, v, values, masks, j, lanes: tl.constexpr, formula: tl.constexpr, stage: tl.constexpr):
-    """The same after the columns j."""
+    """The same after the columns j, whose pair values are v and whose statistics are those of ``values``."""
     after = ()
     for k in tl.static_range(len(formula.kinds[stage])):
         inside = masks[formula.sides[stage][k]]
         if formula.kinds[stage][k] == "total":
             after += (states[k] + _summed(tl.where(inside, values[k], 0.0), lanes),)
         elif formula.kinds[stage][k] == "count":
-            after += (states[k] + _summed((inside & (values[k] != 0.0) & ((v == v) | (v != v))).to(tl.int32), lanes),)
+            # Of a mask alone Triton does not know that it lies where v does, and would make it once more for this sum.
+            counted = inside & (values[k] != 0.0) & ((v == v) | (v != v))
+            after += (states[k] + _summed(counted.to(tl.int32), lanes),)
         elif formula.kinds[stage][k] == "lse":
             after += (_add_exp(states[k], tl.where(inside, values[k], float("-inf")), inside, lanes),)
         else:
@@ -217,6 +219,7 @@ def _pair_grad(v, masks, anchor, other, column, parameters, pairs, dpairs, formu
 
 @triton.jit
 def _sum_inside(mask, terms, v):
+    """The terms of one side, masked together."""
     if len(terms) == 0:
         return tl.zeros_like(v)
     else:

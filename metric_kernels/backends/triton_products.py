@@ -21,7 +21,7 @@ def _load(pointers, points, number, axis: tl.constexpr):
 def _coordinates(x, points, number, k, dim: tl.constexpr, axis: tl.constexpr):
     """Coordinates k of the points, which lie along ``axis``; 0 where there is none.
 
-    There is a power of two of k, and the first of them is a multiple of it.
+    There are a power of two of k, and the first is a multiple of their number.
     """
     at = x + tl.expand_dims(points.to(tl.int64) * dim, 1 - axis)
     inside = tl.expand_dims(points < number, 1 - axis)

@@ -95,12 +95,15 @@ def calls(
                 name = f"input_grads {number} {slope.__name__}"
                 yield name, partial(backend.input_grads, op, number, tile, side, side, swapped)
     norm_grad = norms if metric.norms else None
+    # One direction is that of a reference set.
+    apart = tile._replace(diagonal=-1)
     if shape is None:
         for name, both in (("weights", False), ("weights both", True)):
-            yield name, partial(backend.weights, op, tile, side, side, both, norm_grad)
+            yield name, partial(backend.weights, op, tile if both else apart, side, side, both, norm_grad)
     else:
         for name, there, back in (("there", True, False), ("back", False, True), ("both", True, True)):
-            call = partial(backend.gradients, op, tile, side, side, torch.zeros(x.shape), norm_grad, there, back)
+            of = tile if there and back else apart
+            call = partial(backend.gradients, op, of, side, side, torch.zeros(x.shape), norm_grad, there, back)
             yield f"gradients {name}", call
 
 

@@ -265,7 +265,9 @@ def _matrix(statistics: Tensor) -> tuple[Tensor, int]:
 def _points(op: Op, tile: Tile) -> tuple:
     p, q = (tile.p, tile.q) if op.metric.norms else (None, None)
     known = tile.s, tile.labels, tile.ref_labels, p, q, tile.factors and tuple(tile.factors)
-    return known, len(tile.labels), len(tile.ref_labels), tile.diagonal, tile.eps
+    # None is known to the compiler.
+    diagonal = None if tile.diagonal < 0 else tile.diagonal
+    return known, len(tile.labels), len(tile.ref_labels), diagonal, tile.eps
 
 
 BACKEND = TritonBackend()

@@ -62,12 +62,16 @@ def _norm(squares, points, number, axis: tl.constexpr):
 
 
 @triton.jit
-def _masks(label, ref_labels, i, j, m, n, diagonal):
-    """Which pairs are positive, and which negative."""
+def _masks(label, ref_labels, i, j, m, n, diagonal, factors):
+    """Which pairs are positive, and which negative. ``diagonal`` is None where no point is on both sides."""
     inside = (i < m)[:, None] & (j < n)[None, :]
     same = label == _load(ref_labels + j, j, n, 0)
-    own = tl.where(diagonal >= 0, i + diagonal, -1)
-    return inside & same & (own[:, None] != j[None, :]), inside & ~same
+    positive = inside & same
+    if diagonal is not None:
+        # Products are made for all rows at once.
+        own = i + diagonal if factors is None else i
+        positive &= own[:, None] != j[None, :]
+    return positive, inside & ~same
 
 
 @triton.jit
@@ -109,15 +113,17 @@ def _vector(value, height: tl.constexpr, lanes: tl.constexpr):
 
 
 @triton.jit
-def _after(states, values, masks, j, lanes: tl.constexpr, formula: tl.constexpr, stage: tl.constexpr):
-    """The same after the columns j."""
+def _after(states, v, values, masks, j, lanes: tl.constexpr, formula: tl.constexpr, stage: tl.constexpr):
+    """The same after the columns j, whose pair values are v and whose statistics are those of ``values``."""
     after = ()
     for k in tl.static_range(len(formula.kinds[stage])):
         inside = masks[formula.sides[stage][k]]
         if formula.kinds[stage][k] == "total":
             after += (states[k] + _summed(tl.where(inside, values[k], 0.0), lanes),)
         elif formula.kinds[stage][k] == "count":
-            after += (states[k] + _summed((inside & (values[k] != 0.0)).to(tl.int32), lanes),)
+            # Of a mask alone Triton does not know that it lies where v does, and would make it once more for this sum.
+            counted = inside & (values[k] != 0.0) & ((v == v) | (v != v))
+            after += (states[k] + _summed(counted.to(tl.int32), lanes),)
         elif formula.kinds[stage][k] == "lse":
             after += (_add_exp(states[k], tl.where(inside, values[k], float("-inf")), inside, lanes),)
         else:
@@ -192,7 +198,7 @@ def _unranked(ranked):
 def _pair_grad(v, masks, anchor, other, column, parameters, pairs, dpairs, formula: tl.constexpr):
     """dL/dv of each pair, where the anchor knows the other point as ``column``."""
     values, grads, index = anchor
-    total = tl.zeros_like(v)
+    positive, negative = (), ()
     for n in tl.static_range(len(formula.kinds)):
         inputs = _inputs(values, other[0], formula, n)
         t = pairs[n](v, *inputs, *parameters[n])
@@ -204,8 +210,23 @@ def _pair_grad(v, masks, anchor, other, column, parameters, pairs, dpairs, formu
                     term *= tl.exp(t[k] - values[formula.first[n] + k])
                 elif formula.kinds[n][k] != "total":
                     term = tl.where(index[formula.first[n] + k] == column, term, 0.0)
-                total += tl.where(masks[formula.sides[n][k]], term, 0.0)
-    return total
+                if formula.sides[n][k] == 0:
+                    positive += (term,)
+                else:
+                    negative += (term,)
+    return _sum_inside(masks[0], positive, v) + _sum_inside(masks[1], negative, v)
+
+
+@triton.jit
+def _sum_inside(mask, terms, v):
+    """The terms of one side, masked together."""
+    if len(terms) == 0:
+        return tl.zeros_like(v)
+    else:
+        total = terms[0]
+        for k in tl.static_range(1, len(terms)):
+            total += terms[k]
+        return tl.where(mask, total, 0.0)
 
 
 @triton.jit
@@ -300,8 +321,8 @@ def stats(
         theirs = _read(cols, counts[1], j, n, 0)
         v = value(product, p_i, _norm(q, j, n, 0), eps)
         values = pair(v, *_inputs(mine, theirs, formula, stage), *parameters)
-        masks = _masks(label, ref_labels, i, j, m, n, diagonal)
-        states = _after(states, values, masks, j, lanes, formula, stage)
+        masks = _masks(label, ref_labels, i, j, m, n, diagonal, factors)
+        states = _after(states, v, values, masks, j, lanes, formula, stage)
     for k in tl.static_range(len(formula.kinds[stage])):
         if formula.kinds[stage][k] == "lse":
             found, factor = _log_sum_exp(states[k], lanes)
@@ -351,7 +372,7 @@ def weights(
         product = tl.load(place, mask=inside, other=0.0)
         q_j = _norm(q, j, n, 0)
         theirs = _read_side(cols, col_counts, j, n, 0)
-        masks = _masks(label, ref_labels, i, j, m, n, diagonal)
+        masks = _masks(label, ref_labels, i, j, m, n, diagonal, factors)
         w, share = _weight(
             product,
             p_i,
@@ -423,7 +444,7 @@ def gradients(
             p_i,
             q_j,
             eps,
-            _masks(label, ref_labels, i, j, m, n, diagonal),
+            _masks(label, ref_labels, i, j, m, n, diagonal, factors),
             mine,
             theirs,
             i[:, None],
@@ -486,7 +507,7 @@ def input_grads(
         product = _product(s, factors, anchors, i, j, m, n, multiply)
         q_j = _norm(q, j, n, 0)
         theirs = _read_side(cols, col_counts, j, n, 0)
-        masks = _masks(label, ref_labels, i, j, m, n, diagonal)
+        masks = _masks(label, ref_labels, i, j, m, n, diagonal, factors)
         if swapped:
             v = value(product, q_j, p_i, eps)
             slopes = slope(v, *_inputs(theirs[0], mine[0], formula, stage), *parameters)

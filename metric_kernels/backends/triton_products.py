@@ -19,10 +19,15 @@ def _load(pointers, points, number, axis: tl.constexpr):
 
 @triton.jit
 def _coordinates(x, points, number, k, dim: tl.constexpr, axis: tl.constexpr):
-    """Coordinates k of the points, which lie along ``axis``; 0 where there is none."""
-    at = tl.expand_dims(points.to(tl.int64) * dim, 1 - axis) + tl.expand_dims(k, axis)
-    inside = tl.expand_dims(points < number, 1 - axis) & tl.expand_dims(k < dim, axis)
-    return tl.load(x + at, mask=inside, other=0.0)
+    """Coordinates k of the points, which lie along ``axis``; 0 where there is none.
+
+    There are a power of two of k, and the first is a multiple of their number.
+    """
+    at = x + tl.expand_dims(points.to(tl.int64) * dim, 1 - axis)
+    inside = tl.expand_dims(points < number, 1 - axis)
+    if (k.shape[0] - 1) & dim != 0:
+        inside &= tl.expand_dims(k < dim, axis)
+    return tl.load(at + tl.expand_dims(k, axis), mask=inside, other=0.0)
 
 
 @triton.jit
@@ -80,10 +85,10 @@ def _summed_products(factors, i, j, m, n, first: tl.constexpr, last: tl.constexp
 @triton.jit
 def _add_weighted(grad, w, factors, j, n, first, span: tl.constexpr, multiply: tl.constexpr):
     """grad + w y, as to the coordinates first, first + 1 ... of y."""
-    others = _coordinates(factors[1], j, n, first + tl.arange(0, span), multiply.dim, 1)
+    others = _coordinates(factors[1], j, n, first + tl.arange(0, span), multiply.dim, 0)
     if factors[3] is not None:
         w *= _load(factors[3] + j, j, n, 0)
     if others.dtype == tl.float16:
         # Weights would leave its range; TF32 has as many bits and the range of float32.
         others = others.to(tl.float32)
-    return _dot(w.to(others.dtype), tl.trans(others), grad, multiply)
+    return _dot(w.to(others.dtype), others, grad, multiply)

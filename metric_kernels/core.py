@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -136,7 +136,7 @@ class Points:
         if self.norm is not None:
             radial = (grad * self.unit).sum(1, keepdim=True)
             grad.addcmul_(self.unit, radial, value=-1.0)
-            if self.scale is None:
+            if self.scale is None:  # the weights had it in them
                 grad.div_(self.norm)
         return grad.to(dtype)
 
@@ -149,11 +149,11 @@ def _tile_rows(columns: int, itemsize: int, cached: bool) -> int:
 
 def _mm(a: Tensor, b: Tensor, out: Tensor, add: bool = False) -> None:
     """out = a b, or out + a b if ``add``. Half precision is summed in float32."""
-    options = {}
+    options: dict[str, Any] = {}
     if a.dtype != out.dtype:
         if a.is_cuda:
             options["out_dtype"] = out.dtype
-        else:  # torch can do so on CUDA only; the products of widened halves are the same
+        else:  # where torch has no such product, that of the widened halves is the same
             a, b = a.to(out.dtype), b.to(out.dtype)
     if add:
         torch.addmm(out, a, b, out=out, **options)

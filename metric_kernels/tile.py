@@ -13,7 +13,7 @@ columns.
 ``weights(op, tile, rows, cols, both, norm_grad)``
     overwrites the products with dL/ds_ij, from gradients that are multiplied by the scale already. With ``both``, j is an
     anchor too: the two sides hold the same points, or the statistics of the columns enter the loss; then dL/ds_ji is added.
-    With ``tile.factors`` it is the gradient with respect to x_i . y_j, and goes to ``tile.weights``.
+    With ``tile.factors`` that is the gradient with respect to their product x_i . y_j, and goes to ``tile.weights``.
     The row's share of the gradient with respect to the squared norms goes to ``norm_grad`` (m,) unless that is None.
 ``input_grads(op, stage, tile, rows, cols, swapped) -> (inputs, m)``
     gradients with respect to the statistics that a stage reads: those of i, summed over j, or (``swapped``) those of j as
@@ -75,11 +75,11 @@ class Tile(NamedTuple):
 
     @property
     def fused(self) -> bool:
-        return self.s.ndim == 1
+        return self.s.ndim == 1  # a vector of none
 
     @property
     def weights(self) -> Tensor:
-        """The memory of the products as the weights overwrite it."""
+        """The memory of the products in the type of the weights that overwrite them."""
         return self.s if self.factors is None else overwritten(self.s, weight_type(self.factors.y.dtype))
 
 

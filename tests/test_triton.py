@@ -337,7 +337,8 @@ def test_rounded_weights_share_the_memory_of_the_products():
         found.append(tile.weights)
     expected, rounded = found
     assert rounded.dtype == torch.bfloat16 and rounded.data_ptr() == s.data_ptr()
-    torch.testing.assert_close(rounded.float(), expected * scaled, rtol=2**-8, atol=0.0)
+    # A GPU rounds to the nearest, the interpreter towards 0.
+    torch.testing.assert_close(rounded.float(), expected * scaled, rtol=2**-7, atol=0.0)
 
 
 def test_weights_below_the_range_of_float16():
@@ -543,21 +544,21 @@ def test_kernels_compile_without_a_gpu(tmp_path):
 import sys
 from metric_kernels.backends import aot
 sys.argv[1:] = ["NTXentLoss"]
-aot.ARCHITECTURES, aot.SHAPES = (90,), (("bfloat16", 128),)
+aot.ARCHITECTURES, aot.SHAPES = (90,), (("float32", None), ("bfloat16", None), ("bfloat16", 128))
 status = aot.main()
-aot.SHAPES, aot.OPTIONS = (), {"maxnreg": 24}
+aot.SHAPES, aot.OPTIONS = aot.SHAPES[:1], {"maxnreg": 24}
 sys.exit(10 * status + aot.main())
 """
     run = python(code, TRITON_CACHE_DIR=str(tmp_path))
     assert run.returncode == 1, run.stderr  # none spills, but where registers are withheld
     table = re.findall(
-        r"^(\w[\w ]+?) +NTXentLoss +Dot +(bfloat16 128)? +sm_90 +\d+ +\d+ +(\d+) +\d+$", run.stdout, re.MULTILINE
+        r"^(\w[\w ]+?) +NTXentLoss +Dot +(?:float32|bfloat16)(?: 128)? +sm_90 +\d+ +\d+ +(\d+) +\d+$", run.stdout, re.MULTILINE
     )
     statistics = ["stats 0", "stats 1", "input_grads 1 drow"]
-    names = [*statistics, "weights", "weights both", *statistics, *(f"gradients {way}" for way in ("there", "back", "both"))]
-    assert [name for name, *_ in table[:11]] == names
-    assert len(table) == 16
-    assert all(spilled == "0" for *_, spilled in table[:11])
+    read = [*statistics, "weights", "weights both"]
+    made = [*statistics, *(f"gradients {way}" for way in ("there", "back", "both"))]
+    assert [name for name, _ in table] == [*read, *read, *made, *read]
+    assert all(spilled == "0" for _, spilled in table[:16])
     # Offsets of rows in a tile, and of coordinates, are 64 bits wide.
     for path in tmp_path.glob("*/*.ttir"):
         text = path.read_text()

@@ -266,7 +266,7 @@ def _matrix(statistics: Tensor) -> tuple[Tensor, int]:
 def _points(op: Op, tile: Tile) -> tuple:
     p, q = (tile.p, tile.q) if op.metric.norms else (None, None)
     x, y, *scales = tile.factors or (None,) * 4
-    factors = (x, y, *scales) if tile.fused else (None, None, *scales)
+    factors = (x, y, *scales) if tile.fused else (None, None, *scales)  # products that are read need no points
     known = tile.s, tile.labels, tile.ref_labels, p, q, factors
     return known, len(tile.labels), len(tile.ref_labels), tile.diagonal, tile.eps
 

@@ -259,9 +259,11 @@ def test_which_form():
     assert triton_tiles.chosen(8192, 8192, 64, torch.float32)
     assert not triton_tiles.chosen(8192, 8192, 65, torch.float32)
     assert not triton_tiles.chosen(8192, 8191, 64, torch.float32)
-    assert triton_tiles.chosen(65536, 65536, 768, torch.bfloat16)
+    assert triton_tiles.chosen(8192, 8192, 128, torch.bfloat16)
+    assert not triton_tiles.chosen(65536, 65536, 768, torch.bfloat16)
+    assert triton_tiles.chosen(65536, 65536, 768, torch.float16)
     with use_form("a"):
-        assert not triton_tiles.chosen(65536, 65536, 768, torch.bfloat16)
+        assert not triton_tiles.chosen(65536, 65536, 768, torch.float16)
 
 
 def test_products_follow_the_switch_of_torch():

@@ -40,8 +40,8 @@ OTHERS = ("eager", "compile", "pml")
 COMPILED_LOSSES, COMPILED_UP_TO, CHECKED_UP_TO = ("SupConLoss", "ContrastiveLoss"), 8192, 8192
 BLOCK_ROWS = 8192
 MEASURED = ("median_ms", "count", "tflops", "product_share", "copy_share", "peak_mb", "loss_error", "grad_error", "note")
-# A kept matrix is written, read twice, overwritten and read; 4 bytes each.
-BYTES_PER_PAIR = 20
+# A kept matrix is written, read twice, overwritten and read; 4 bytes each, but weights in bfloat16 are 2.
+BYTES_PER_PAIR = {"bfloat16": 16, "tf32": 20, "float32": 20}
 
 
 class GpuRecords(Records):
@@ -208,7 +208,7 @@ def run(records: GpuRecords, chosen: list[Case], seconds: float, each_s: float) 
                     ms, pairs = float(row["median_ms"]), case.batch**2
                     row |= {"tflops": text(6e-9 * pairs * case.dim / ms), "product_share": text(floor / ms)}
                     if provider == "triton a":
-                        row["copy_share"] = text(BYTES_PER_PAIR * pairs / bandwidth / ms)
+                        row["copy_share"] = text(BYTES_PER_PAIR[case.dtype] * pairs / bandwidth / ms)
                 records.update(mine, row)
                 print(provider.ljust(10), case.loss, case.shape, row["median_ms"], "ms", row["note"], flush=True)
                 x.grad = None

@@ -8,18 +8,19 @@ When y is x, ``weights`` adds the two directions of a pair at once, so that one 
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from metric_kernels.language import Formula, Op
 from metric_kernels.metrics import Metric
-from metric_kernels.tile import Epilogue, Factors, Side, Tile, finite
+from metric_kernels.tile import Epilogue, Factors, Side, Tile, finite, overwritten, weight_type
 
 NORM_FLOOR = 1e-12
 # Unit roundoffs that cover the error of p + q - 2 s, where z of length D is summed in blocks; below it a distance is 0.
@@ -116,6 +117,11 @@ class Points:
             self.factor = x.detach().to(half).contiguous()
             self.scale = None if self.norm is None else self.norm.reciprocal().squeeze(1)
 
+    @functools.cached_property
+    def operand(self) -> Tensor:
+        """The factor as weights multiply it."""
+        return self.factor.to(weight_type(self.factor.dtype))
+
     @classmethod
     def counted(cls, number: int, like: Tensor) -> Points:
         points = cls.__new__(cls)
@@ -124,14 +130,16 @@ class Points:
         return points
 
     def pull(self, grad: Tensor, norm_grad: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """Gradient with respect to the embeddings from the one with respect to z and to the squared norms of z."""
+        """Gradient with respect to the embeddings from the one with respect to the factor and to the squared norms of z."""
         if norm_grad is not None:
             grad.addcmul_(self.z, norm_grad[:, None], value=2.0)
         if self.centred:
             grad -= grad.mean(1, keepdim=True)
         if self.norm is not None:
             radial = (grad * self.unit).sum(1, keepdim=True)
-            grad.addcmul_(self.unit, radial, value=-1.0).div_(self.norm)
+            grad.addcmul_(self.unit, radial, value=-1.0)
+            if self.scale is None:  # the weights had it in them
+                grad.div_(self.norm)
         return grad.to(dtype)
 
 
@@ -141,11 +149,25 @@ def _tile_rows(columns: int, itemsize: int, cached: bool) -> int:
     return max(16, size // max(1, columns * itemsize))
 
 
+def _mm(a: Tensor, b: Tensor, out: Tensor, add: bool = False) -> None:
+    """out = a b, or out + a b if ``add``. Half precision is summed in float32."""
+    options: dict[str, Any] = {}
+    if a.dtype != out.dtype:
+        if a.is_cuda:
+            options["out_dtype"] = out.dtype
+        else:  # where torch has no such product, that of the widened halves is the same
+            a, b = a.to(out.dtype), b.to(out.dtype)
+    if add:
+        torch.addmm(out, a, b, out=out, **options)
+    else:
+        torch.mm(a, b, out=out, **options)
+
+
 def _product(x: Tensor, y: Tensor, out: Tensor, precise: bool) -> None:
     """out = x y^T. As a sum of two halves it is up to half as wrong, at the cost of another pass over ``out``."""
     half = x.shape[1] // 2
-    if not precise or half < 32:
-        torch.mm(x, y.t(), out=out)
+    if not precise or half < 32 or x.dtype != out.dtype:
+        _mm(x, y.t(), out)
     else:
         torch.mm(x[:, :half], y[:, :half].t(), out=out).addmm_(x[:, half:], y[:, half:].t())
 
@@ -169,14 +191,16 @@ class Sweep:
         target = x.z.new_empty(min(self.step, n), m) if self.kept is None else self.kept
         for start in range(0, n, self.step):
             rows = slice(start, min(n, start + self.step))
-            s, z, labels, p = target, x.z, problem.labels, x.squares
+            s, f, labels, p, scale = target, x.factor, problem.labels, x.squares, x.scale
             if not self.single:
                 s = target[rows] if self.kept is not None else target[: rows.stop - start]
-                z, labels, p = z[rows], labels[rows], p[rows] if problem.op.metric.norms else p
+                f, labels, p = f[rows], labels[rows], p[rows] if problem.op.metric.norms else p
+                scale = None if scale is None else scale[rows]
             if not self.filled:
-                _product(z, y.z, s, problem.op.formula.magnifies)
+                _product(f, y.factor, s, problem.op.formula.magnifies)
+            factors = None if x.factor is x.z else Factors(f, y.factor, scale, y.scale)
             diagonal = start if problem.exclude_self else -1
-            yield rows, Tile(s, labels, problem.ref_labels, start, diagonal, p, y.squares, self.eps)
+            yield rows, Tile(s, labels, problem.ref_labels, start, diagonal, p, y.squares, self.eps, factors)
         self.filled = self.kept is not None
 
     def _whole(self) -> Tile:
@@ -352,14 +376,15 @@ def backward(
     norm_y = y.z.new_zeros(len(y.z)) if free and gy is not None else None
     for at, tile in sweep:
         problem.backend.weights(op, tile, mine.at(at), other, both, None if norm_x is None else norm_x[at])
+        w = tile.weights
         if gx is not None:
-            torch.mm(tile.s, y.z, out=gx[at])
+            _mm(w, y.operand, gx[at])
         if gy is not None and kept is None:
-            gy.addmm_(tile.s.t(), x.z[at])
+            _mm(w.t(), x.operand[at], gy, add=True)
         if norm_y is not None:
-            norm_y.add_(tile.s.sum(0), alpha=-0.5)
+            norm_y.add_(w.sum(0, dtype=norm_y.dtype), alpha=-0.5)
     if gy is not None and kept is not None:
-        torch.mm(kept.t(), x.z, out=gy)
+        _mm(overwritten(kept, x.operand.dtype).t(), x.operand, gy)
     return (
         None if gx is None else x.pull(gx, norm_x, dtypes[0]),
         None if gy is None else y.pull(gy, norm_y, dtypes[1]),

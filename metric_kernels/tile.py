@@ -13,18 +13,20 @@ columns.
 ``weights(op, tile, rows, cols, both, norm_grad)``
     overwrites the products with dL/ds_ij, from gradients that are multiplied by the scale already. With ``both``, j is an
     anchor too: the two sides hold the same points, or the statistics of the columns enter the loss; then dL/ds_ji is added.
+    With ``tile.factors`` that is the gradient with respect to their product x_i . y_j, and goes to ``tile.weights``.
     The row's share of the gradient with respect to the squared norms goes to ``norm_grad`` (m,) unless that is None.
 ``input_grads(op, stage, tile, rows, cols, swapped) -> (inputs, m)``
     gradients with respect to the statistics that a stage reads: those of i, summed over j, or (``swapped``) those of j as
     the other point of i, again summed over j, so that nothing is ever accumulated across rows.
 
-One that can make the products too has two more. Of tiles without products it makes them itself:
+One that can make the products too has two more. It is given half precision as it is, in ``tile.factors``, and of tiles
+without products makes them itself:
 
 ``multiplies(n, m, dim, dtype)``
     whether it would, of n and m points of so many coordinates.
 ``gradients(op, tile, rows, cols, out, norm_grad, there, back)``
-    instead of weights: ``out`` (n, dim) is dL/ds_ij (``there``: i is the anchor) plus dL/ds_ji (``back``: j is) times the
-    points j, ``norm_grad`` as above. Either side may hold what only one of the two needs.
+    instead of weights: ``out`` (n, dim) is the gradient with respect to ``tile.factors.x``, of dL/ds_ij (``there``: i is the
+    anchor) plus dL/ds_ji (``back``: j is), ``norm_grad`` as above. Either side may hold what only one of the two needs.
 
 For small batches it may have two more, which torch does otherwise:
 
@@ -58,7 +60,7 @@ class Tile(NamedTuple):
     """Rows ``row``, ``row + 1`` ... of the products s = z_i . z_j, with the points on both sides.
 
     ``diagonal`` is the column of row 0 that is the point itself and is no pair, or -1 when there is none. With ``factors``
-    there are no products, s is empty, and the tile is the whole matrix.
+    s holds their products, without the scales. A ``fused`` tile has factors and no products, and is the whole matrix.
     """
 
     s: Tensor
@@ -70,6 +72,25 @@ class Tile(NamedTuple):
     q: Tensor
     eps: float
     factors: Factors | None = None
+
+    @property
+    def fused(self) -> bool:
+        return self.s.ndim == 1  # a vector of none
+
+    @property
+    def weights(self) -> Tensor:
+        """The memory of the products in the type of the weights that overwrite them."""
+        return self.s if self.factors is None else overwritten(self.s, weight_type(self.factors.y.dtype))
+
+
+def weight_type(points: torch.dtype) -> torch.dtype:
+    """The type of the weights that multiply points of a type: float16 has not the range for them."""
+    return torch.float32 if points == torch.float16 else points
+
+
+def overwritten(matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    """The memory of a matrix as that of one of a smaller type, in which each row begins where it did."""
+    return matrix if matrix.dtype == dtype else matrix.view(dtype)[:, : matrix.shape[1]]
 
 
 class Side(NamedTuple):

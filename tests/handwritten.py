@@ -205,6 +205,7 @@ def gradients_made(
         w *= -sign / temperature * tl.load(inverse_norms + j, mask=there, other=0.0)[None, :]
         others = tl.load(x + j[:, None].to(tl.int64) * dim + coordinates[None, :], mask=there[:, None], other=0.0)
         grad = tl.dot(w.to(others.dtype), others, grad)
+    grad *= tl.load(inverse_norms + i, mask=here, other=0.0)[:, None]
     tl.store(out + i[:, None].to(tl.int64) * dim + coordinates[None, :], grad, mask=here[:, None])
 
 

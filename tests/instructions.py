@@ -39,7 +39,7 @@ def generic(call: str, made: bool) -> object:
     def compile_only(kernel, tile, chunks, *arguments, **constants):
         kernels.append(kernel.warmup(*arguments, **constants, grid=(1,)))
 
-    shape = ("bfloat16", DIM) if made else None
+    shape = ("bfloat16", DIM) if made else ("float32", None)
     dict(aot.calls(losses.SupConLoss.formula, Dot, TritonBackend(compile_only), shape))[call]()
     return kernels.pop()
 

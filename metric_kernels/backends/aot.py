@@ -30,8 +30,18 @@ from metric_kernels.tile import Factors, Side, Tile
 
 ARCHITECTURES = (80, 90)
 POINTS = 64
-# Kind (triton_tiles.py) and coordinates of points for kernels that make the products: held whole, or in chunks.
-SHAPES = (("float32", 128), ("tf32", 64), ("tf32", 128), ("float16", 64), ("bfloat16", 128), ("bfloat16", 768))
+# Kind (triton_tiles.py) of points, and their coordinates for kernels that make the products, held whole or in chunks; None for
+# those that read them.
+SHAPES: tuple[tuple[str, int | None], ...] = (
+    ("float32", None),
+    ("bfloat16", None),
+    ("float32", 128),
+    ("tf32", 64),
+    ("tf32", 128),
+    ("float16", 64),
+    ("bfloat16", 128),
+    ("bfloat16", 768),
+)
 # More of what the compiler is told.
 OPTIONS: dict[str, object] = {}
 
@@ -71,23 +81,22 @@ def cases() -> Iterator[tuple[Formula, type]]:
 
 
 def calls(
-    formula: Formula, metric: type, backend: TritonBackend, shape: tuple[str, int] | None
+    formula: Formula, metric: type, backend: TritonBackend, shape: tuple[str, int | None]
 ) -> Iterator[tuple[str, Callable]]:
-    """A call of the backend for every kernel that the formula has: those that read products, or that make them of points of
-    a shape.
-    """
+    """A call of the backend for every kernel that the formula has, for points of a shape."""
+    kind, dim = shape
     op = Op(formula, metric, tuple((0.5,) * len(stage.params) for stage in formula.stages))
     values, norms = torch.zeros(len(formula.stats), POINTS), torch.ones(POINTS)
     labels = torch.zeros(POINTS, dtype=torch.int64)
     side = Side(values, values, values.to(torch.int64))
     eps = NOISE * torch.finfo(torch.float32).eps
     tile = Tile(torch.zeros(POINTS, POINTS), labels, labels, 0, 0, norms, norms, eps)
-    if shape is not None:
-        kind, dim = shape
-        torch.backends.cuda.matmul.fp32_precision = "tf32" if kind == "tf32" else "ieee"
-        x = torch.zeros(POINTS, dim, dtype=getattr(torch, kind, torch.float32))
-        scale = None if x.dtype == torch.float32 else norms
-        tile = tile._replace(s=norms[:0], factors=Factors(x, x, scale, scale))
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if kind == "tf32" else "ieee"
+    x = torch.zeros(POINTS, dim or 1, dtype=getattr(torch, kind, torch.float32))
+    half = x.dtype != torch.float32
+    if dim or half:
+        scale = norms if half else None
+        tile = tile._replace(s=norms[:0] if dim else tile.s, factors=Factors(x, x, scale, scale))
     for number, stage in enumerate(formula.stages):
         yield f"stats {number}", partial(backend.stage_stats, op, number, tile, values, values, values, side.index, values)
         for swapped, slope in ((False, stage.drow), (True, stage.dcol)):
@@ -97,7 +106,7 @@ def calls(
     norm_grad = norms if metric.norms else None
     # One direction is that of a reference set.
     apart = tile._replace(diagonal=-1)
-    if shape is None:
+    if dim is None:
         for name, both in (("weights", False), ("weights both", True)):
             yield name, partial(backend.weights, op, tile if both else apart, side, side, both, norm_grad)
     else:
@@ -123,7 +132,7 @@ def usage(kernel: object) -> Usage:
 
 
 def compiled(
-    formula: Formula, metric: type, architecture: int, shape: tuple[str, int] | None
+    formula: Formula, metric: type, architecture: int, shape: tuple[str, int | None]
 ) -> Iterator[tuple[str, Callable[[], Usage]]]:
     """Every kernel of a formula, and what it needs; its name comes first, in case the compiler raises."""
     from triton.runtime import driver
@@ -166,15 +175,15 @@ def main() -> int:
 def compile_triton(wanted: list[str]) -> int:
     """Prints what each kernel of some losses, or of all, needs. Returns the bytes that are spilled."""
     what, needs = "{:<22} {:<20} {:<17} {:<13} {:<6}", " {:>9} {:>6} {:>7} {:>12}"
-    print(what.format("kernel", "formula", "metric", "multiplies", "target") + needs.format(*Usage._fields))
+    print(what.format("kernel", "formula", "metric", "points", "target") + needs.format(*Usage._fields))
     spilled = 0
     for architecture in ARCHITECTURES:
         for formula, metric in dict.fromkeys(cases()):
             name = formula.key.rpartition(".")[2]
             if wanted and name not in wanted:
                 continue
-            for shape in (None, *SHAPES):
-                points = "" if shape is None else "{} {}".format(*shape)
+            for shape in SHAPES:
+                points = " ".join(str(of) for of in shape if of)
                 for kernel, needed in compiled(formula, metric, architecture, shape):
                     print(what.format(kernel, name, metric.__name__, points, f"sm_{architecture}"), end="", flush=True)
                     found = needed()

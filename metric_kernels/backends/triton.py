@@ -99,6 +99,7 @@ class TritonBackend(StageByStage):
             tuple(map(_matrix, rows)),
             tuple(map(_matrix, cols)),
             norm_grad,
+            None if tile.weights is tile.s else _matrix(tile.weights),
             tile.row,
             op.params,
             tuple(_compiled(stage.pair) for stage in formula.stages),
@@ -234,7 +235,7 @@ def _multiply(op: Op, tile: Tile, block: triton_tiles.Block) -> triton_tiles.Mul
 
 def _products(op: Op, tile: Tile) -> dict[str, object]:
     """What a kernel needs to know to read products or make them."""
-    if tile.factors is None:
+    if not tile.fused:
         return {"multiply": None, **_row_block(op)}
     block = _block(op, tile, backward=False)
     return {"multiply": _multiply(op, tile, block), **block.options()}
@@ -264,7 +265,9 @@ def _matrix(statistics: Tensor) -> tuple[Tensor, int]:
 
 def _points(op: Op, tile: Tile) -> tuple:
     p, q = (tile.p, tile.q) if op.metric.norms else (None, None)
-    known = tile.s, tile.labels, tile.ref_labels, p, q, tile.factors and tuple(tile.factors)
+    x, y, *scales = tile.factors or (None,) * 4
+    factors = (x, y, *scales) if tile.fused else (None, None, *scales)  # products that are read need no points
+    known = tile.s, tile.labels, tile.ref_labels, p, q, factors
     # None is known to the compiler.
     diagonal = None if tile.diagonal < 0 else tile.diagonal
     return known, len(tile.labels), len(tile.ref_labels), diagonal, tile.eps

@@ -16,7 +16,7 @@ the vocabulary of :mod:`.triton_fn`.
 import triton
 import triton.language as tl
 
-from metric_kernels.backends.triton_products import _add_weighted, _load, _product, _resident
+from metric_kernels.backends.triton_products import _add_weighted, _load, _product, _resident, _scaled
 
 NO_COLUMN = tl.constexpr(2**31 - 1)
 
@@ -69,7 +69,7 @@ def _masks(label, ref_labels, i, j, m, n, diagonal, factors):
     positive = inside & same
     if diagonal is not None:
         # Products are made for all rows at once.
-        own = i + diagonal if factors is None else i
+        own = i + diagonal if factors[0] is None else i
         positive &= own[:, None] != j[None, :]
     return positive, inside & ~same
 
@@ -346,6 +346,7 @@ def weights(
     rows,
     cols,
     norm_grad,
+    rounded,
     row,
     parameters,
     pairs,
@@ -359,6 +360,7 @@ def weights(
     height: tl.constexpr,
     width: tl.constexpr,
 ):
+    """The weights go over the products, or to ``rounded``, whose rows share the memory of theirs."""
     s, labels, ref_labels, p, q, factors = tile
     i = tl.program_id(0) * height + tl.arange(0, height)
     label = _load(labels + i, i, m, 1)
@@ -368,8 +370,7 @@ def weights(
     for start in range(0, n, width):
         j = start + tl.arange(0, width)
         inside = (i < m)[:, None] & (j < n)[None, :]
-        place = s + i[:, None].to(tl.int64) * n + j[None, :]
-        product = tl.load(place, mask=inside, other=0.0)
+        product = _product(s, factors, 0.0, i, j, m, n, None)
         q_j = _norm(q, j, n, 0)
         theirs = _read_side(cols, col_counts, j, n, 0)
         masks = _masks(label, ref_labels, i, j, m, n, diagonal, factors)
@@ -392,7 +393,13 @@ def weights(
             True,
             both,
         )
-        tl.store(place, w, mask=inside)
+        w = _scaled(w, factors, i, j, m, n)
+        if rounded is None:
+            tl.store(s + i[:, None].to(tl.int64) * n + j[None, :], w, mask=inside)
+        else:
+            # Where these weights go lie products of this block and of earlier ones, which other threads read.
+            tl.debug_barrier()
+            tl.store(_at(rounded, i[:, None], j[None, :]), w, mask=inside)
         by_norm += tl.where(inside, share, 0.0)
     if norm_grad is not None:
         tl.store(norm_grad + i, tl.sum(by_norm, 1), mask=i < m)
@@ -462,6 +469,8 @@ def gradients(
         grad = _add_weighted(grad, tl.where(inside, w, 0.0), factors, j, n, first, span, multiply)
         if norm_grad is not None:
             by_norm += tl.sum(tl.where(inside, share, 0.0), 1)
+    if factors[2] is not None:
+        grad *= _load(factors[2] + i, i, m, 1)
     coordinate = (first + tl.arange(0, span))[None, :]
     place = out + i[:, None].to(tl.int64) * multiply.dim + coordinate
     tl.store(place, grad, mask=(i < m)[:, None] & (coordinate < multiply.dim))

@@ -1,8 +1,9 @@
 """Blocks of products for the kernels: read from a matrix, or made of the points, in which case no matrix exists.
 
 ``factors`` are (x, y, x_scale, y_scale): points as rows of ``multiply.dim`` coordinates, and numbers to multiply them with, or
-None. ``multiply`` is a :class:`~metric_kernels.backends.triton_tiles.Multiply`, or None where products are read. Coordinates
-lie as (height, depth) on the side of the anchors and as (depth, width) on the other. Sums are in float32.
+None. ``multiply`` is a :class:`~metric_kernels.backends.triton_tiles.Multiply`, or None where products are read, for which
+no points are needed. Coordinates lie as (height, depth) on the side of the anchors and as (depth, width) on the other. Sums
+are in float32.
 """
 
 import triton
@@ -53,7 +54,7 @@ def _product(s, factors, anchors, i, j, m, n, multiply: tl.constexpr):
     """s_ij."""
     if multiply is None:
         at = i[:, None].to(tl.int64) * n + j[None, :]
-        return tl.load(s + at, mask=(i < m)[:, None] & (j < n)[None, :], other=0.0)
+        product = tl.load(s + at, mask=(i < m)[:, None] & (j < n)[None, :], other=0.0)
     else:
         if multiply.dim <= multiply.depth:
             others = _coordinates(factors[1], j, n, tl.arange(0, multiply.depth), multiply.dim, 1)
@@ -65,9 +66,15 @@ def _product(s, factors, anchors, i, j, m, n, multiply: tl.constexpr):
             product += _summed_products(factors, i, j, m, n, middle, multiply.dim, multiply)
         else:
             product = _summed_products(factors, i, j, m, n, 0, multiply.dim, multiply)
-        if factors[2] is not None:
-            product *= _load(factors[2] + i, i, m, 1) * _load(factors[3] + j, j, n, 0)
-        return product
+    return _scaled(product, factors, i, j, m, n)
+
+
+@triton.jit
+def _scaled(block, factors, i, j, m, n):
+    """s_ij from the products of points, or the gradient with respect to these from dL/ds_ij."""
+    if factors[2] is not None:
+        block *= _load(factors[2] + i, i, m, 1) * _load(factors[3] + j, j, n, 0)
+    return block
 
 
 @triton.jit

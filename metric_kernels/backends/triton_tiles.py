@@ -19,12 +19,12 @@ _form: ContextVar[str | None] = ContextVar("metric_kernels_triton_form", default
 
 # Where form (b) is taken: from this many pairs on, up to so many coordinates, by how points are multiplied (``kind``).
 # None of these numbers is measured; they await `make bench-gpu`. Until then form (b) is for matrices beyond the
-# workspace's default, and without tensor cores for few coordinates. Half precision has no limit of coordinates and begins
-# with smaller matrices: form (a) widens it to float32.
+# workspace's default, of so many coordinates that it makes the products of a gradient once. float16 has no limit of coordinates
+# and begins with smaller matrices: form (a) multiplies its weights in float32.
 CHOICE = {
     "float32": (1 << 26, 64),
     "tf32": (1 << 26, 128),
-    "bfloat16": (1 << 22, math.inf),
+    "bfloat16": (1 << 26, 128),
     "float16": (1 << 22, math.inf),
 }
 

@@ -22,6 +22,7 @@ template <class T> void histogram(const Values<T>& tile, const Nodes& nodes, int
     for (int64_t i = 0; i < tile.m; ++i) {
       int64_t* row = nodes.per_anchor ? out + i * size : own.data();
       const int64_t self = tile.diagonal < 0 ? -1 : tile.diagonal + i, label = tile.labels[i];
+      const int64_t of_positive = nodes.lone && label < 0 ? 0 : one;
       const int32_t negative = int32_t(nodes.number);
       for (int64_t j0 = 0; j0 < tile.n; j0 += width) {
         const int len = int(std::min<int64_t>(width, tile.n - j0));
@@ -33,9 +34,10 @@ template <class T> void histogram(const Values<T>& tile, const Nodes& nodes, int
         int32_t bad = 0;
         for (int j = 0; j < len; ++j) {
           T share;
-          place[j] = lower_node(v[j], low, per_step, last, share) + (other[j] == label ? 0 : negative);
+          const bool same = other[j] == label;
+          place[j] = lower_node(v[j], low, per_step, last, share) + (same ? 0 : negative);
           const bool finite = v[j] - v[j] == T(0);
-          const int64_t counts = finite ? one : 0;
+          const int64_t counts = finite ? (same ? of_positive : one) : 0;
           upper[j] = counts ? rounded(double(share) * double(one)) : 0;
           lower[j] = counts - upper[j];
           bad |= !finite & (j0 + j != self);
@@ -62,7 +64,7 @@ void histogram_grads(const Values<T>& tile, const Nodes& nodes, const T* tables,
   const int32_t last = int32_t(nodes.number - 1);
 #pragma omp parallel num_threads(tile.threads) if (tile.m * tile.n >= (1 << 12))
   {
-    std::vector<T> slopes(size + 1);  // and 0 for what has none
+    std::vector<T> slopes(size + nodes.number);  // and zeros for what has none
     int64_t known = -1;
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < tile.m; ++i) {
@@ -72,7 +74,7 @@ void histogram_grads(const Values<T>& tile, const Nodes& nodes, const T* tables,
         known = table;
       }
       const int64_t self = tile.diagonal < 0 ? -1 : tile.diagonal + i, label = tile.labels[i];
-      const int32_t negative = int32_t(nodes.number), nowhere = int32_t(size);
+      const int32_t negative = int32_t(nodes.number), nowhere = int32_t(size), positive = nodes.lone && label < 0 ? nowhere : 0;
       for (int64_t j0 = 0; j0 < tile.n; j0 += width) {
         const int len = int(std::min<int64_t>(width, tile.n - j0));
         const T* v = tile.v + i * tile.stride + j0;
@@ -80,7 +82,7 @@ void histogram_grads(const Values<T>& tile, const Nodes& nodes, const T* tables,
         int32_t place[width];
         for (int j = 0; j < len; ++j) {
           T share;
-          const int32_t node = lower_node(v[j], low, per_step, last, share) + (other[j] == label ? 0 : negative);
+          const int32_t node = lower_node(v[j], low, per_step, last, share) + (other[j] == label ? positive : negative);
           place[j] = (v[j] >= low) & (v[j] <= high) ? node : nowhere;
         }
         if (self >= j0 && self < j0 + len) place[self - j0] = nowhere;

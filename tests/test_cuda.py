@@ -152,8 +152,8 @@ class Waiting(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-# Sizes that only the labels know: of classes, for lists of positives; of the pairs; whether a point is alone.
-WAIT = {"HistogramLoss", "NPairsLoss", "QuadrupletLoss", "QuadrupletMarginLoss", "SemiHardTripletLoss"}
+# Sizes that only the labels know: of classes, for lists of positives; of the pairs.
+WAIT = {"NPairsLoss", "QuadrupletLoss", "QuadrupletMarginLoss", "SemiHardTripletLoss"}
 
 
 @pytest.mark.usefixtures("kernels")
@@ -345,17 +345,19 @@ def test_nearest(columns, length, dtype):
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("per_anchor", [False, True])
-@pytest.mark.parametrize("nodes", [2, 7, 3000])
-def test_histograms(nodes, per_anchor, dtype):
+@pytest.mark.parametrize("nodes, lone", [(2, False), (7, False), (7, True), (3000, True)])
+def test_histograms(nodes, lone, per_anchor, dtype):
+    """With classes of -1, of points without a positive or not, to 3."""
     tile, step = value_tile(300, dtype, rows=5, nan=True), 8.0 / (nodes - 1)
+    tile = tile._replace(labels=tile.labels - 1, ref_labels=tile.ref_labels - 1)
     tile.v[3, 0], tile.v[0, 9], tile.v[2, 2] = torch.inf, 7.5, torch.nan  # the last is a point with itself
     shape = (5 if per_anchor else 1, 2, nodes)
     tables, found = torch.randn(shape).to(DEVICE, dtype), []
     for kernels in (backends.load(name).binned for name in ("cuda", "reference")):
         out, spoiled = torch.ones(shape, dtype=torch.int64, device=DEVICE), torch.zeros(5, dtype=torch.bool, device=DEVICE)
         g = torch.ones_like(tile.v)
-        kernels.histogram(tile, -4.0, step, 20, out, spoiled)
-        kernels.histogram_grads(tile, -4.0, step, tables, g)
+        kernels.histogram(tile, -4.0, step, lone, 20, out, spoiled)
+        kernels.histogram_grads(tile, -4.0, step, lone, tables, g)
         found.append((out.double() / 2**20, spoiled, g))
     torch.testing.assert_close(*found, rtol=1e-4, atol=3e-3 if nodes > 100 else 1e-4)
 
@@ -385,7 +387,7 @@ def test_wrong_arrays_are_named():
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("name, number", [("step", 0.0), ("low", math.nan), ("bits", 51)])
 def test_wrong_numbers_are_named(name, number):
-    tile, good = value_tile(40, torch.float32), {"low": 0.0, "step": 1.0, "bits": 20}
+    tile, good = value_tile(40, torch.float32), {"low": 0.0, "step": 1.0, "lone": False, "bits": 20}
     out, spoiled = torch.zeros(1, 2, 5, dtype=torch.int64, device=DEVICE), torch.zeros(3, dtype=torch.bool, device=DEVICE)
     with pytest.raises(ValueError, match=f"^{name}: expected"):
         backends.load("cuda").binned.histogram(tile, **{**good, name: number}, out=out, spoiled=spoiled)

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor
 
@@ -112,22 +110,10 @@ class HistogramLoss(Loss):
         return positive @ cost @ negative
 
     def _counted(self, batch) -> tuple[Tensor, Tensor]:
-        positive, negative = self._of(batch)
-        if self.pairs == "all":
-            return positive, negative
-        lone = batch.numbers()[0] == 0
-        if torch.compiler.is_compiling():
-            # In one class, points without a positive have negatives among the others only.
-            ordered = batch.labels.sort().values
-            merged = copy.copy(batch)
-            merged.targets = merged.ref_labels = torch.where(lone, -1, torch.searchsorted(ordered, batch.labels))
-            return positive, self._of(merged)[1]
-        if lone.sum() > 1:
-            negative = negative - self._of(batch.part(lone))[1]
-        return positive, negative
-
-    def _of(self, batch) -> tuple[Tensor, Tensor]:
-        (found,), _ = evaluate(PairHistogram(-1.0, self.delta, self.nodes, False), batch, self.distance, self.backend)
+        """By class, where points without a positive have negatives among the others only, or as it is."""
+        lone = self.pairs == "triplets"
+        term = PairHistogram(-1.0, self.delta, self.nodes, False, lone)
+        (found,), _ = evaluate(term, batch.merged() if lone else batch, self.distance, self.backend)
         return found.unbind(0)
 
     def _listed(self, batch) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from oracles import ORACLES
 from term_cases import CASES, build
 from term_dense import dense
 from test_term_losses import known
-from torch.overrides import TorchFunctionMode
+from waiting import Waiting
 
 from metric_kernels import backends, losses, report, row_extremes, use_workspace
 from metric_kernels.backends import aot_cuda, cuda
@@ -136,22 +136,6 @@ def test_the_order_of_threads_and_blocks_does_not_show(name, monkeypatch):
     assert all(map(torch.equal, forwards, backwards))
 
 
-class Waiting(TorchFunctionMode):
-    """Records what asks a tensor for its numbers, and so waits for a GPU."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = {"item", "tolist", "nonzero", "unique", "masked_select", "__int__", "__bool__", "__index__", "__float__"}
-        self.found = set()
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        name = getattr(function, "__name__", "")
-        by_mask = name in ("__getitem__", "__setitem__") and isinstance(args[1], torch.Tensor) and args[1].dtype == torch.bool
-        if name in self.names or by_mask:
-            self.found.add(name)
-        return function(*args, **(kwargs or {}))
-
-
 # Sizes that only the labels know: of classes, for lists of positives; of the pairs.
 WAIT = {"NPairsLoss", "QuadrupletLoss", "QuadrupletMarginLoss", "SemiHardTripletLoss"}
 
@@ -164,6 +148,41 @@ def test_who_waits_for_a_gpu(name):
     with Waiting() as waiting:
         loss(x, labels).backward()
     assert bool(waiting.found) == (name in WAIT), waiting.found
+
+
+ASKS = {
+    "item": lambda t: t.sum().item(),
+    "bool": lambda t: bool(t[0]),
+    "mask": lambda t: t[t > 0],
+    "assignment": lambda t: t.__setitem__(t > 0, -t[:2]),
+    "unique": torch.unique,
+    "repeat": lambda t: torch.repeat_interleave(t, (t > 0).long()),
+    "equal": lambda t: torch.equal(t, -t),
+    "numbers": lambda t: t * t.new_tensor([1.0, 2.0, 3.0]),
+    "move": lambda t: t.to("meta"),
+    "backward": lambda t: TellsBackward.apply(t).sum().backward(),
+}
+
+
+class TellsBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, t):
+        return t.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * grad.sum().item()
+
+
+@pytest.mark.parametrize("call", ASKS.values(), ids=ASKS)
+def test_what_waits_is_told(call):
+    t = torch.tensor([0.5, 0.0, 2.0])
+    with Waiting() as waiting:
+        torch.where(t > 0, t.clamp(min=0.1), 1.0).sort()
+    assert not waiting.found
+    with waiting:
+        call(t.requires_grad_() if call is ASKS["backward"] else t)
+    assert waiting.found
 
 
 # ---- row kernels -----------------------------------------------------------------------------------------------------

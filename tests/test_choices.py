@@ -13,7 +13,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CASES = {
     **{name: {} for name in ALL_LOSSES},
     "of vectors": {"loss": "ContrastiveLoss", "distance": LpDistance(p=1)},
-    "swap": {"loss": "TripletMarginLoss", "swap": True},
+    "swap": {"loss": "TripletMarginLoss", "swap": True, "distance": LpDistance(p=1)},
 }
 
 

@@ -1,5 +1,6 @@
 """Builds the compiled row kernels. Everything else about the package stands in pyproject.toml."""
 
+import ctypes.util
 import importlib.util
 import os
 import platform
@@ -109,15 +110,17 @@ GENERATE, NVCC = _script("generate"), _script("nvcc")
 
 
 def _cuda():
-    """The CUDA extension, if METRIC_KERNELS_CUDA=1 asks for it: it takes a minute of two processors."""
-    wanted = os.environ.get("METRIC_KERNELS_CUDA") or "0"
-    if wanted not in ("0", "1"):
-        sys.exit(f"METRIC_KERNELS_CUDA: expected 0 or 1, got {wanted!r}")
-    if wanted == "0":
-        return []
-    if reason := NVCC.find()[1]:
+    """The CUDA extension, if METRIC_KERNELS_CUDA=1 asks for it, or where there is a driver to run it and an nvcc."""
+    wanted = os.environ.get("METRIC_KERNELS_CUDA") or "auto"
+    if wanted not in ("0", "1", "auto"):
+        sys.exit(f"METRIC_KERNELS_CUDA: expected 0, 1 or auto, got {wanted!r}")
+    reason = NVCC.find()[1]
+    if wanted == "1" and reason:
         sys.exit(f"METRIC_KERNELS_CUDA=1: {reason}")
-    return [Extension(CUDA, ["csrc/cuda/bindings.cpp"])]
+    if wanted == "0" or wanted == "auto" and (reason or ctypes.util.find_library("cuda") is None):
+        return []
+    # What was not asked for may fail.
+    return [Extension(CUDA, ["csrc/cuda/bindings.cpp"], optional=wanted == "auto")]
 
 
 native = Pybind11Extension("metric_kernels._native", ["csrc/bindings.cpp"], cxx_std=17)

@@ -25,6 +25,8 @@ NORM_FLOOR = 1e-12
 # Unit roundoffs that cover the error of p + q - 2 s, where z of length D is summed in blocks; below it a distance is 0.
 NOISE = 4.0
 _TILE_BYTES = 4 << 20
+# Devices that work while the host goes on.
+QUEUED = {"cuda"}
 
 
 def _positive_bytes(name: str, value: object) -> int:
@@ -190,6 +192,11 @@ class Sweep:
             return self
         kept = self.kept.t().contiguous() if self.x.given else None
         return Sweep(self.problem.mirrored(), self.y, self.x, kept, filled=self.x.given)
+
+
+def queued(t: Tensor) -> bool:
+    """Whether its numbers are not known without waiting for them, or not at all."""
+    return torch.compiler.is_compiling() or t.device.type in QUEUED
 
 
 def no_autocast(device: str):

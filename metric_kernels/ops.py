@@ -17,7 +17,8 @@ from metric_kernels.batch import Batch
 from metric_kernels.binned import PairHistogram
 from metric_kernels.checks import finite_number
 from metric_kernels.language import Formula, stages_of
-from metric_kernels.ordered import NEGATIVES, SHAPES, BatchAllQuadruplets, BatchAllTriplets, SemiHardTriplets, valid_quadruplets
+from metric_kernels.ordered import SHAPES, BatchAllTriplets, SemiHardTriplets
+from metric_kernels.quadruplets import NEGATIVES, BatchAllQuadruplets, valid_quadruplets
 from metric_kernels.terms import evaluate
 
 __all__ = [

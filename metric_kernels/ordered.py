@@ -37,7 +37,6 @@ or shared, ``lists[which[i]]`` (K,), sorted, with -inf for places that are empty
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
@@ -53,7 +52,6 @@ from metric_kernels.terms import Term, Tiles, ValueTile, spoiled
 from metric_kernels.triplets import Triplets
 
 SHAPES = ("hinge", "squared_hinge", "softplus")
-NEGATIVES = ("disjoint", "all", "other_class")
 
 
 class Members(NamedTuple):
@@ -236,172 +234,6 @@ class NearestTriplets(NamedTuple):
     positives: Tensor
     negatives: Tensor
     gap: Tensor
-
-
-@dataclass(frozen=True)
-class BatchAllQuadruplets(Term):
-    """The hinge summed over (unordered positive pair, unordered negative pair) of a batch with itself, and the active ones.
-
-    ``negatives``: "all" negative pairs; those "disjoint" from the positive pair; or those that avoid its class
-    ("other_class"). A negative pair meets a positive pair in one point at most, so the disjoint ones are all but the
-    batch-all triplets. A negative pair touches a class with one end at most, so those of other classes are all but, for
-    each anchor, its negatives with the positive pairs of its class.
-    """
-
-    sign: float
-    margin: float
-    negatives: str
-
-    family = "ordered"
-    saves = True
-    mirrors = True
-
-    def shapes(self, n, m):
-        return (1,), (1,)
-
-    @property
-    def triplets(self) -> BatchAllTriplets:
-        return BatchAllTriplets("hinge", self.sign, 0.0, torch.inf, (self.margin,))
-
-    def forward(self, kernels, tiles: Tiles, values: Tensor, counts: Tensor):
-        pairs = PositivePairs.of(tiles, self.sign)
-        own = ListsByClass.of(pairs, tiles.labels) if self.negatives == "other_class" else ListsByClass.none(pairs)
-        total, count = values.new_zeros(2, len(tiles.labels)), counts.new_zeros(2, len(tiles.labels))
-        below = none_below(pairs.everywhere)
-        for tile in tiles:
-            at, shared = tile.rows, torch.zeros(len(tile.v), dtype=torch.int64, device=tile.v.device)
-            kernels.ranks(tile, self.sign, pairs.everywhere, shared, self.margin, total[0, at], count[0, at], below)
-            for rows, part, lists, which, hits in own.parts(tile):
-                sums, numbers = total.new_zeros(len(which)), count.new_zeros(len(which))
-                kernels.ranks(part, self.sign, lists, which, self.margin, sums, numbers, hits)
-                total[1, at].index_add_(0, rows, sums)
-                count[1, at].index_add_(0, rows, numbers)
-            if self.negatives == "disjoint":
-                self.triplets.forward(kernels, (tile,), total[1:], count[1:])
-        # Every negative pair was seen from both its ends, and what is to be subtracted from one. In a matrix too large to be
-        # mirrored the two may differ in their last bits, and ties leave a difference where there is nothing.
-        active = torch.minimum(count[0].sum() // 2 - count[1].sum(), valid_quadruplets(tiles.labels, self.negatives))
-        counts += active.clamp(min=0)
-        found = 0.5 * total[0].sum() - total[1].sum()
-        values += torch.where(counts > 0, found.clamp(min=0.0), found * 0.0)
-        return *pairs, below, (counts > 0), own.place, own.below, *own.groups
-
-    def backward(self, kernels, tile: ValueTile, g: Tensor, grads: Tensor, saved):
-        first, second, everywhere, rank, below, some, place, own_below, *groups = saved
-        grads = torch.where(some, grads, 0.0)
-        own = ListsByClass(place, own_below, tuple(groups))
-        grad = grads.to(g.dtype)
-        every = grad.expand(len(g)).contiguous()
-        shared = torch.zeros(len(g), dtype=torch.int64, device=g.device)
-        kernels.rank_grads(tile, self.sign, everywhere, shared, self.margin, 0.5 * every, g, None)
-        active = 0.5 * below[0][rank].double()
-        for rows, part, lists, which, _ in own.parts(tile):
-            share = torch.zeros_like(part.v)
-            kernels.rank_grads(part, self.sign, lists, which, self.margin, -every[: len(which)], share, None)
-            g.index_add_(0, rows, share)
-        if self.negatives == "other_class":
-            active -= own_below[place]
-        if self.negatives == "disjoint":
-            self.triplets.backward(kernels, tile, g, -grads.expand(1, tile.rows.stop), ())
-        for i, j in ((first, second), (second, first)):
-            here = (i >= tile.rows.start) & (i < tile.rows.stop)
-            share = 0.5 * self.sign * grads * active[here]
-            g.index_put_((i[here] - tile.rows.start, j[here]), share.to(g.dtype), accumulate=True)
-
-
-def valid_quadruplets(labels: Tensor, negatives: str) -> Tensor:
-    """The number of pairs of an unordered positive and an unordered negative pair."""
-    ordered = labels.sort().values
-    size = torch.searchsorted(ordered, labels, right=True) - torch.searchsorted(ordered, labels)
-    others = len(labels) - size
-    positive, out = (size - 1).sum() // 2, others.sum() // 2
-    every = positive * out
-    if negatives == "disjoint":
-        return every - ((size - 1) * others).sum()
-    # A class has size * others pairs out of it, and size * (size - 1) / 2 within.
-    return every if negatives == "all" else every - ((size - 1) * size * others).sum() // 2
-
-
-class PositivePairs(NamedTuple):
-    """The positive pairs i < j of a batch, their values u as one sorted list, and the place of each pair in it."""
-
-    first: Tensor
-    second: Tensor
-    everywhere: Tensor
-    rank: Tensor
-
-    @classmethod
-    def of(cls, tiles: Tiles, sign: float) -> PositivePairs:
-        found = []
-        for tile in tiles:
-            columns = positive_columns(tile)
-            row, place = (
-                (columns > torch.arange(tile.rows.start, tile.rows.stop, device=columns.device)[:, None])
-                .logical_and(columns < tile.v.shape[1])
-                .nonzero(as_tuple=True)
-            )
-            column = columns[row, place]
-            found.append((row + tile.rows.start, column, sign * tile.v[row, column]))
-        first, second, u = (torch.cat(parts) for parts in zip(*found))
-        everywhere, order = u.sort()
-        rank = torch.empty_like(order).index_put_((order,), torch.arange(len(order), device=order.device))
-        return cls(first, second, everywhere[None], rank)
-
-
-class ListsByClass(NamedTuple):
-    """The values of the positive pairs of each class, sorted, -inf first.
-
-    Classes of about the same number of pairs share a matrix of lists, so that all of them have at most twice as many places
-    as there are pairs. ``groups`` are these matrices, and after each the list (N,) of every point, -1 where it is in another.
-    ``place`` (P,) is that of each pair in all matrices one after another, and ``below`` the kernels' counts for these places.
-    """
-
-    place: Tensor
-    below: Tensor
-    groups: tuple[Tensor, ...]
-
-    @classmethod
-    def none(cls, pairs: PositivePairs) -> ListsByClass:
-        return cls(pairs.rank[:0], pairs.rank[:0], ())
-
-    @classmethod
-    def of(cls, pairs: PositivePairs, labels: Tensor) -> ListsByClass:
-        different, classes = labels.unique(return_inverse=True)
-        u = pairs.everywhere[0]
-        of_value = torch.empty_like(pairs.rank).index_put_((pairs.rank,), classes[pairs.first])
-        number = of_value.bincount(minlength=len(different))
-        grouped, order = of_value.sort(stable=True)
-        within = torch.arange(len(u), device=u.device) - (number.cumsum(0) - number)[grouped]
-        size = torch.where(number > 0, number.clamp(min=1).double().log2().long(), -1)
-        groups, place, used = [], torch.empty_like(pairs.rank), 0
-        for exponent in size.unique().tolist():
-            if exponent < 0:
-                continue
-            members = (size == exponent).nonzero()[:, 0]
-            index = torch.full_like(number, -1).index_put_((members,), torch.arange(len(members), device=u.device))
-            length = int(number[members].max())
-            lists = u.new_full((len(members), length), -torch.inf)
-            here = index[grouped] >= 0
-            at = (index[grouped] + 1) * length - number[grouped] + within
-            lists.view(-1)[at[here]] = u[order[here]]
-            place[order[here]] = used + at[here]
-            used += lists.numel()
-            groups += [lists, index[classes]]
-        return cls(place[pairs.rank], torch.zeros(used, dtype=torch.int64, device=u.device), tuple(groups))
-
-    def parts(self, tile: ValueTile) -> Iterator[tuple[Tensor, ValueTile, Tensor, Tensor, Tensor]]:
-        """For each matrix, the rows of a tile that have a list there, a tile of them, the matrix, their lists, its counts."""
-        used = 0
-        for lists, of_point in zip(self.groups[::2], self.groups[1::2]):
-            which = of_point[tile.rows]
-            rows = (which >= 0).nonzero()[:, 0]
-            below = self.below[used : used + lists.numel()].view(lists.shape)
-            used += lists.numel()
-            if len(rows) == len(which):
-                yield rows, tile, lists, which, below
-            elif len(rows):
-                part = tile._replace(v=tile.v[rows], labels=tile.labels[rows], diagonal=-1)
-                yield rows, part, lists, which[rows], below
 
 
 def own_lists(tile: ValueTile) -> Tensor:

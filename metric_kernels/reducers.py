@@ -12,6 +12,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from metric_kernels.checks import of_classes
+
 __all__ = [
     "AvgNonZeroReducer",
     "ClassWeightedReducer",
@@ -148,13 +150,7 @@ class ClassWeightedReducer(Reducer):
         if labels is None:
             raise ValueError("labels: ClassWeightedReducer expects them, got None")
         weights = self.weights.to(like.device, like.dtype)
-        if not torch.compiler.is_compiling() and len(labels):
-            low, high = (int(v) for v in torch.aminmax(labels))
-            if low < 0 or high >= len(weights):
-                raise IndexError(
-                    f"labels: expected classes from 0 to {len(weights) - 1}, one for each weight, got {low} to {high}"
-                )
-        return weights[labels.long()]
+        return of_classes(weights, labels.long(), "weight")
 
     def of_pairs(self, totals, counts, labels):
         return _mean(totals * self._of(labels, totals), counts)

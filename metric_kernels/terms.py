@@ -216,7 +216,7 @@ class _TermRun(Run):
         if self.term.mirrors and self.kept is not None and self.x is self.y and not self.filled:
             for _ in sweep:
                 pass
-            mirror(self.kept)
+            getattr(self.problem.backend, "mirror", mirror)(self.kept)
         return sweep
 
     def backward(

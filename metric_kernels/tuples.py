@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from metric_kernels.choices import keeps_choices
-from metric_kernels.core import NOISE, arithmetic, no_autocast, workspace
+from metric_kernels.core import NOISE, arithmetic, no_autocast, queued, workspace
 from metric_kernels.distances import Distance
 from metric_kernels.language import Formula, Stage
 from metric_kernels.metrics import Dot
@@ -51,7 +51,7 @@ class Pairs(NamedTuple):
     def unique(self, rows: int, columns: int) -> Pairs:
         """Each pair once, in the order of the matrix."""
         code = self.codes(columns)
-        if torch.compiler.is_compiling() or code.is_cuda:  # the number of different pairs is not known without waiting
+        if queued(code):
             code = code.sort().values
             kept = code.diff(prepend=code.new_full((1,), -1)) != 0
             return Pairs(code // columns, code % columns, kept)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from metric_kernels.batch import Batch
 from metric_kernels.distances import Distance
-from metric_kernels.ordered import BatchAllQuadruplets, BatchAllTriplets, valid_quadruplets
+from metric_kernels.ordered import BatchAllTriplets
+from metric_kernels.quadruplets import BatchAllQuadruplets, valid_quadruplets
 from metric_kernels.swap import swapped_sums
 from metric_kernels.terms import evaluate
 

@@ -22,13 +22,15 @@ from term_dense import dense
 from test_term_losses import known
 from waiting import Waiting
 
-from metric_kernels import backends, losses, report, row_extremes, use_workspace
+from metric_kernels import backends, core, losses, reducers, report, row_extremes, use_workspace
 from metric_kernels.backends import aot_cuda, cuda
 from metric_kernels.distances import LpDistance, SNRDistance
 from metric_kernels.extremes import FORMULA
 from metric_kernels.language import Op
 from metric_kernels.metrics import METRICS, Euclidean
+from metric_kernels.ops import batch_all_quadruplet
 from metric_kernels.ordered import BatchAllTriplets
+from metric_kernels.quadruplets import NEGATIVES
 from metric_kernels.terms import ValueTile
 from metric_kernels.tile import Side, Tile
 
@@ -136,11 +138,17 @@ def test_the_order_of_threads_and_blocks_does_not_show(name, monkeypatch):
     assert all(map(torch.equal, forwards, backwards))
 
 
-# Sizes that only the labels know: of classes, for lists of positives; of the pairs.
-WAIT = {"NPairsLoss", "QuadrupletLoss", "QuadrupletMarginLoss", "SemiHardTripletLoss"}
+# What asks for a size that only the labels know.
+WAIT = {"SemiHardTripletLoss"}
 
 
-@pytest.mark.usefixtures("kernels")
+@pytest.fixture
+def queued(monkeypatch):
+    """Whatever runs here counts as a device that nobody waits for."""
+    monkeypatch.setattr(core, "QUEUED", {DEVICE})
+
+
+@pytest.mark.usefixtures("kernels", "queued")
 @pytest.mark.parametrize("name", ALL_LOSSES)
 def test_who_waits_for_a_gpu(name):
     loss, (x, labels) = getattr(losses, name)(backend="cuda"), sets()
@@ -148,6 +156,28 @@ def test_who_waits_for_a_gpu(name):
     with Waiting() as waiting:
         loss(x, labels).backward()
     assert bool(waiting.found) == (name in WAIT), waiting.found
+
+
+@pytest.mark.usefixtures("kernels", "queued")
+@pytest.mark.parametrize("reducer", [reducers.MeanReducer(), reducers.ClassWeightedReducer(torch.arange(40.0))])
+@pytest.mark.parametrize("name", ["NPairsLoss", "MarginLoss", "BatchHardTripletLoss"])
+def test_waiting_changes_nothing(name, reducer, monkeypatch):
+    """Of losses that know more where they may ask."""
+    options = {"MarginLoss": {"num_classes": 40}, "BatchHardTripletLoss": {"lone_anchors": "zero"}}.get(name, {})
+    loss, (x, labels) = getattr(losses, name)(reducer=reducer, backend="cuda", **options), sets(dtype=torch.float64)
+    with Waiting() as waiting:
+        found = run(loss, x, labels)
+    assert not waiting.found
+    monkeypatch.setattr(core, "QUEUED", set())
+    torch.testing.assert_close(found, run(loss, x, labels), **CLOSE[torch.float64])
+
+
+@ON_CPU_ONLY
+@pytest.mark.usefixtures("queued")
+@pytest.mark.parametrize("label", [-1, 3])
+def test_a_class_without_a_weight_is_refused_when_it_comes_to_it(label):
+    with pytest.raises(IndexError):
+        reducers.ClassWeightedReducer(torch.ones(3)).of_anchors(torch.ones(2), torch.tensor([0, label]))
 
 
 ASKS = {
@@ -262,6 +292,15 @@ def test_a_matrix_and_its_transpose(size):
     assert torch.equal(square, expected)
 
 
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("size", [1, 32, 77])
+def test_a_matrix_that_mirrors_itself(size):
+    square = torch.randn(size, size + 3).to(DEVICE)[:, :size]
+    expected = square.triu() + square.triu(1).t()
+    backends.load("cuda").mirror(square)
+    assert torch.equal(square, expected)
+
+
 def value_tile(columns, dtype, rows=3, nan=False):
     """Pair values on a grid, so that many are equal, with a self pair in each row."""
     v = torch.randint(-30, 30, (rows, columns)).to(DEVICE, dtype) / 8
@@ -331,6 +370,41 @@ def test_a_list_that_is_not_there_makes_the_total_nan():
     which = torch.tensor([-1, 0, 3], device=DEVICE)
     backends.load("cuda").ordered.ranks(tile, 1.0, lists, which, 0.0, totals, counts, None)
     assert totals.isnan().tolist() == [True, False, True]
+
+
+# Runs that a block sorts have 2048 values; three of them are merged twice, and five three times.
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("number, room", [(0, 0), (0, 9), (1, 1), (5, 9000), (2048, 2048), (5000, 6000), (9000, 9001)])
+def test_sorted_values(number, room, dtype):
+    values = torch.full((room,), torch.nan, dtype=dtype, device=DEVICE)
+    values[:number] = torch.randint(-999, 999, (number,)).to(DEVICE, dtype) / 8
+    values[: number // 7] = torch.inf
+    values[number // 2 : number // 2 + number // 5] = -torch.inf
+    ordered = backends.load("cuda").ordered.pairs.sorted(values, torch.tensor([number], device=DEVICE))
+    assert torch.equal(ordered[:number], values[:number].sort().values)
+
+
+# More pairs than a block sorts, in a class of more pairs than are gathered at a time; kept, in tiles, and with room for as
+# many pairs as there are.
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("negatives", NEGATIVES)
+@pytest.mark.parametrize("workspace", [1 << 20, 40_000, 0], ids=["kept", "counted", "tiles"])
+def test_quadruplets_of_thousands_of_pairs(workspace, negatives, dtype):
+    x, labels = embeddings(84, dtype=dtype).to(DEVICE), torch.tensor([7] * 3 + [-1] * 70 + list(range(11))).to(DEVICE)
+
+    def step(backend, x):
+        x = x.clone().requires_grad_()
+        found = batch_all_quadruplet(x, labels, margin=0.4, negatives=negatives, backend=backend)
+        found.loss.backward()
+        return found.loss.detach().to(x.dtype), x.grad, found.active
+
+    with use_workspace(workspace):
+        value, grad, active = step("cuda", x)
+    exact, exact_grad, exact_active = step("reference", x.double())
+    assert_all_accurate([value, grad], [exact, exact_grad])
+    assert abs(active - exact_active) <= (0 if dtype == torch.float64 else 1e-5 * exact_active)
 
 
 @pytest.mark.usefixtures("kernels")

@@ -9,7 +9,7 @@ from cases import BACKENDS, embeddings, unbalanced_labels, value_and_grads
 
 from metric_kernels import backends, distances, losses, ops, reducers, use_workspace
 from metric_kernels.language import largest, lse, total
-from metric_kernels.ordered import NEGATIVES
+from metric_kernels.quadruplets import NEGATIVES
 from metric_kernels.terms import ValueTile
 
 COMPILED = ["native", "numba"]

@@ -12,11 +12,12 @@ from test_mutation import flipped as flipped_formula
 from test_mutation import scaled as scaled_formula
 from test_term_reducers import compare
 
-from metric_kernels import backends, extremes, ordered
+from metric_kernels import backends, extremes, ordered, positive_pairs
 from metric_kernels.backends import native_ordered, reference_binned, reference_ordered
 from metric_kernels.language import Formula
 from metric_kernels.losses import margin, quadruplet, quadruplet_log_sum_exp
-from metric_kernels.ordered import NEGATIVES, SLOPES
+from metric_kernels.ordered import SLOPES
+from metric_kernels.quadruplets import NEGATIVES
 
 _number = itertools.count()
 SHAPE = (33, None, "unbalanced")
@@ -162,7 +163,8 @@ MUTANTS = [
     (reference_binned, "histogram_grads", taken, "tables", swapped, BINNED),
     (ordered, "positives", taken, "sign", flipped, [TRIPLETS, SMOOTH, SEMI_HARD]),
     (ordered, "positives", taken, "tile", with_itself, [SMOOTH, SOFT_SEMI_HARD]),
-    (ordered, "positive_columns", returned, None, lambda columns: columns[:, 1:], [TRIPLETS, SEMI_HARD, *QUADRUPLETS]),
+    (ordered, "positive_columns", returned, None, lambda columns: columns[:, 1:], [TRIPLETS, SEMI_HARD]),
+    (positive_pairs, "positive_columns", returned, None, lambda columns: columns[:, 1:], QUADRUPLETS),
     (ordered, "add_at", taken, "grads", forgotten, [TRIPLETS, SMOOTH, SEMI_HARD]),
     (ordered, "add_at", taken, "grads", scaled, [TRIPLETS, SMOOTH, SEMI_HARD]),
     *((BACKEND, "values", returned, None, change, [TRIPLETS, QUADRUPLETS[0], FAST_AP]) for change in (flipped, scaled)),

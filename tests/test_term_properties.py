@@ -13,7 +13,7 @@ from term_cases import CASES, PAIR_VALUES, PARAMS, batches, build, oracle, takes
 from test_ops import quadruplets, semi_hard, triplets
 
 from metric_kernels import losses, ops, reducers
-from metric_kernels.ordered import NEGATIVES
+from metric_kernels.quadruplets import NEGATIVES
 
 EXACT = ("squared_euclidean", False)
 SQUARED = PAIR_VALUES[EXACT]

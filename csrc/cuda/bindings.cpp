@@ -26,6 +26,10 @@ using ValuesGiven = std::tuple<Matrix, int64_t, int64_t, Address, Address, int64
 using ListsGiven = std::tuple<Matrix, int64_t, int64_t, Address>;
 // Order, first, number.
 using MembersGiven = std::tuple<Address, Address, Address>;
+// Order, place, first, number.
+using PairsGiven = std::tuple<Address, Address, Address, Address>;
+// Values, first, number, whether they are sorted.
+using SegmentsGiven = std::tuple<Address, Address, Address, bool>;
 // Products, rows, columns, metric, squared norms of both sides, eps.
 using ProductsGiven = std::tuple<Matrix, int64_t, int64_t, int, Address, Address, double>;
 // Statistics, gradients with respect to them, columns of extremes.
@@ -60,6 +64,16 @@ template <class T> Lists<T> lists_of(const ListsGiven& given) {
 cuda::Members members_of(const MembersGiven& given) {
   const auto& [order, first, number] = given;
   return {at<const int64_t>(order), at<const int64_t>(first), at<const int64_t>(number)};
+}
+
+cuda::Pairs pairs_of(const PairsGiven& given) {
+  const auto& [order, place, first, number] = given;
+  return {at<const int64_t>(order), at<const int64_t>(place), at<const int64_t>(first), at<const int64_t>(number)};
+}
+
+template <class T> cuda::Segments<T> segments_of(const SegmentsGiven& given) {
+  const auto& [values, first, number, sorted] = given;
+  return {at<const T>(values), at<const int64_t>(first), at<const int64_t>(number), sorted};
 }
 
 template <class T> Tile<T> tile_of(const ProductsGiven& given) {
@@ -121,6 +135,9 @@ template <class T> void define_values(py::module_ m) {
   m.def("add_transposed", [](Queue queue, Matrix matrix, int64_t n) {
     Kernels::add_transposed(on(queue), start<T>(matrix), n, stride(matrix));
   });
+  m.def("mirror", [](Queue queue, Matrix matrix, int64_t n) {
+    Kernels::mirror(on(queue), start<T>(matrix), n, stride(matrix));
+  });
 }
 
 template <class T> void define_ordered(py::module_ m) {
@@ -160,6 +177,32 @@ template <class T> void define_ordered(py::module_ m) {
   });
 }
 
+template <class T> void define_pairs(py::module_ m) {
+  using Kernels = cuda::PairKernels<T>;
+  m.def("positive_values", [](Queue queue, ValuesGiven tile, double sign, PairsGiven pairs, Address values) {
+    Kernels::values(on(queue), tile_of<T>(tile), T(sign), pairs_of(pairs), at<T>(values));
+  });
+  m.def("sort", [](Queue queue, Address values, Address total, int64_t room, Address sorted, Address other) {
+    Kernels::sort(on(queue), at<const T>(values), at<const int64_t>(total), room, at<T>(sorted), at<T>(other));
+  });
+  m.def("segment_ranks", [](Queue queue, ValuesGiven tile, double sign, SegmentsGiven lists, double margin, Address totals,
+                            Address counts, Address below) {
+    Kernels::ranks(on(queue), tile_of<T>(tile), T(sign), segments_of<T>(lists), T(margin), at<double>(totals),
+                   at<int64_t>(counts), at<int64_t>(below));
+  });
+  m.def("segment_rank_grads", [](Queue queue, ValuesGiven tile, double sign, SegmentsGiven lists, double margin, Address scale,
+                                 Matrix g) {
+    Kernels::rank_grads(on(queue), tile_of<T>(tile), T(sign), segments_of<T>(lists), T(margin), at<const T>(scale), start<T>(g),
+                        stride(g));
+  });
+  m.def("positive_grads", [](Queue queue, ValuesGiven tile, double sign, PairsGiven pairs, Address values, Address sorted,
+                             Address total, Address below, Address own_below, Address scale, Matrix g) {
+    Kernels::grads(on(queue), tile_of<T>(tile), T(sign), pairs_of(pairs), at<const T>(values), at<const T>(sorted),
+                   at<const int64_t>(total), at<const int64_t>(below), at<const int64_t>(own_below), at<const T>(scale),
+                   start<T>(g), stride(g));
+  });
+}
+
 template <class T> void define_binned(py::module_ m) {
   using Kernels = cuda::BinnedKernels<T>;
   m.def("histogram", [](Queue queue, ValuesGiven tile, double low, double step, int64_t nodes, bool per_anchor, bool lone,
@@ -194,6 +237,7 @@ template <class T> void define(py::module_ m) {
   define_rows<T>(m);
   define_values<T>(m);
   define_ordered<T>(m);
+  define_pairs<T>(m);
   define_binned<T>(m);
 }
 

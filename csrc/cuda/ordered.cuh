@@ -39,7 +39,7 @@ template <class T> struct Columns {
 
 // Where a row finds its list: among lists that are given and sorted,
 template <class T> struct GivenLists {
-  static constexpr bool sorted = true;
+  static constexpr bool sorted = true, own = false;
   Lists<T> lists;
 
   // Only the GPU can know, without waiting for it, whether there is such a list.
@@ -54,7 +54,7 @@ template <class T> struct GivenLists {
 
 // or in its own positives, not sorted.
 template <class T> struct OwnPositives {
-  static constexpr bool sorted = false;
+  static constexpr bool sorted = false, own = true;
   cuda::Members members;
   T sign;
 
@@ -128,12 +128,15 @@ template <class Source, class T, int LENGTH> struct Part {
     return length - low;
   }
 
-  // visit(k, number of columns below the value) for each value that has some.
+  // visit(k, number of columns below the value) for each value that has some; k is its place before the part was sorted.
   template <class Visit> __device__ void each_below(Visit visit) {
     __syncthreads();
     accumulate(with, length);
-    for (int k = threadIdx.x; k < length; k += cuda::THREADS)
-      if (with[k]) visit(k, with[k]);
+    for (int k = threadIdx.x; k < length; k += cuda::THREADS) {
+      int from = k;
+      if constexpr (!Source::sorted) from = place[k];
+      if (with[k] && from >= 0) visit(from, with[k]);
+    }
   }
 };
 
@@ -169,7 +172,7 @@ __global__ void rank_rows(Values<T> tile, T sign, Source source, T margin, doubl
       total += part.sums[c] - double(c) * double(u);
       count += c;
     });
-    if constexpr (Source::sorted)
+    if constexpr (!Source::own)
       if (below) part.each_below([&](int k, int number) { add_shared(source.place(below, i, from + k), number); });
   }
   total = summed(total);
@@ -191,12 +194,9 @@ __global__ void rank_grad_rows(Values<T> tile, T sign, Source source, T margin, 
   T* out = g + i * g_stride;
   for (int64_t from = 0; from < source.length(i); from += LENGTH) {
     part.take(source, tile, i, from);
-    each_active(part, tile, i, sign, margin, below || !Source::sorted,
-                [&](int64_t j, T, int c) { out[j] -= factor * T(c); });
-    if constexpr (!Source::sorted)
-      part.each_below([&](int k, int number) {
-        if (part.place[k] >= 0) out[source.column(i, from + part.place[k])] += factor * T(number);
-      });
+    each_active(part, tile, i, sign, margin, below || Source::own, [&](int64_t j, T, int c) { out[j] -= factor * T(c); });
+    if constexpr (Source::own)
+      part.each_below([&](int k, int number) { out[source.column(i, from + k)] += factor * T(number); });
     else if (below)
       part.each_below([&](int k, int number) { add_shared(source.place(below, i, from + k), number); });
   }

@@ -42,8 +42,9 @@ template <class T> __global__ void slope_rows(Tile<T> tile, const T* g, int64_t 
 
 constexpr int SIDE = 32;
 
-// A block takes a square above the diagonal together with its mirror image.
-template <class T> __global__ void transposed_squares(T* matrix, int64_t n, int64_t stride) {
+// A block takes a square above the diagonal together with its mirror image. What is below the diagonal becomes what is above it,
+// or both become their sum.
+template <bool sum, class T> __global__ void transposed_squares(T* matrix, int64_t n, int64_t stride) {
   if (blockIdx.x < blockIdx.y) return;
   __shared__ T upper[SIDE][SIDE + 1], lower[SIDE][SIDE + 1];  // the odd width spreads a column over the banks
   const int64_t row = int64_t(blockIdx.y) * SIDE, column = int64_t(blockIdx.x) * SIDE;
@@ -54,8 +55,9 @@ template <class T> __global__ void transposed_squares(T* matrix, int64_t n, int6
   }
   __syncthreads();
   for (int y = threadIdx.x / SIDE; y < SIDE; y += cuda::THREADS / SIDE) {
-    if (row + y < n && column + x < n) matrix[(row + y) * stride + column + x] = upper[y][x] + lower[x][y];
-    if (column + y < n && row + x < n) matrix[(column + y) * stride + row + x] = upper[x][y] + lower[y][x];
+    if (sum && row + y < n && column + x < n) matrix[(row + y) * stride + column + x] = upper[y][x] + lower[x][y];
+    const bool below = column + y > row + x && column + y < n && row + x < n;
+    if (below) matrix[(column + y) * stride + row + x] = sum ? upper[x][y] + lower[y][x] : upper[x][y];
   }
 }
 
@@ -72,10 +74,18 @@ void PairValues<T>::slopes(const Stream& stream, const Tile<T>& tile, const T* g
   launch(stream, block_each(tile.m), slope_rows<T>, tile, g, g_stride, norm_grad);
 }
 
-template <class T> void PairValues<T>::add_transposed(const Stream& stream, T* matrix, int64_t n, int64_t stride) {
+template <bool sum, class T> void with_transposed(const Stream& stream, T* matrix, int64_t n, int64_t stride) {
   const int64_t squares = (n + SIDE - 1) / SIDE;
-  if (squares > 65535) throw std::runtime_error("matrix: expected fewer than 2**21 rows, got " + std::to_string(n));
-  launch(stream, dim3(unsigned(squares), unsigned(squares)), transposed_squares<T>, matrix, n, stride);
+  if (squares > 65535) throw ::std::runtime_error("matrix: expected fewer than 2**21 rows, got " + ::std::to_string(n));
+  launch(stream, dim3(unsigned(squares), unsigned(squares)), transposed_squares<sum, T>, matrix, n, stride);
+}
+
+template <class T> void PairValues<T>::add_transposed(const Stream& stream, T* matrix, int64_t n, int64_t stride) {
+  with_transposed<true>(stream, matrix, n, stride);
+}
+
+template <class T> void PairValues<T>::mirror(const Stream& stream, T* matrix, int64_t n, int64_t stride) {
+  with_transposed<false>(stream, matrix, n, stride);
 }
 
 }  // namespace cuda

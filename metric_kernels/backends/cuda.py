@@ -10,6 +10,7 @@ from torch import Tensor
 
 from metric_kernels.backends.native import mismatch
 from metric_kernels.language import Formula, Op
+from metric_kernels.terms import ValueTile
 from metric_kernels.tile import Side, StageByStage, Tile
 
 _MODULES = {torch.float32: "float32", torch.float64: "float64"}
@@ -90,6 +91,9 @@ class CudaBackend(StageByStage):
     def add_transposed(self, square: Tensor) -> None:
         call("add_transposed", square, matrix("matrix", square, (len(square), len(square)), square), len(square))
 
+    def mirror(self, square: Tensor) -> None:
+        call("mirror", square, matrix("matrix", square, (len(square), len(square)), square), len(square))
+
 
 def call(entry: str, like: Tensor, *arguments: object) -> None:
     """Queues a kernel for the type and the device of a tensor."""
@@ -97,6 +101,14 @@ def call(entry: str, like: Tensor, *arguments: object) -> None:
     with torch.cuda.device_of(like):
         stream = torch.cuda.current_stream(like.device).cuda_stream if like.is_cuda else 0
         getattr(module, entry)((max(like.get_device(), 0), stream), *arguments)
+
+
+def on_tile(entry: str, tile: ValueTile, *arguments: object) -> None:
+    """Queues a kernel on a tile of pair values."""
+    v, (m, n) = tile.v.contiguous(), tile.v.shape
+    labels, ref_labels = tile.labels.contiguous(), tile.ref_labels.contiguous()
+    points = integers("labels", labels, m, v), integers("ref_labels", ref_labels, n, v)
+    call(entry, v, (matrix("v", v, (m, n), v), m, n, *points, tile.diagonal), *arguments)
 
 
 def matrix(name: str, t: Tensor, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> tuple[int, int]:
@@ -111,6 +123,10 @@ def matrix(name: str, t: Tensor, shape: tuple[int, ...], like: Tensor, dtype: to
 def vector(name: str, t: Tensor | None, size: int, like: Tensor, dtype: torch.dtype | None = None) -> int:
     """Address of a vector, 0 for none."""
     return 0 if t is None else whole(name, t, (size,), like, dtype)
+
+
+def integers(name: str, t: Tensor | None, size: int, like: Tensor) -> int:
+    return vector(name, t, size, like, torch.int64)
 
 
 def whole(name: str, t: Tensor, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> int:

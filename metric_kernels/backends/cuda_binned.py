@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from metric_kernels.backends.cuda import matrix, vector, whole
-from metric_kernels.backends.cuda_ordered import on_tile
+from metric_kernels.backends.cuda import matrix, on_tile, vector, whole
 from metric_kernels.terms import ValueTile
 
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from metric_kernels.backends.cuda import call, matrix, vector, whole
+from metric_kernels.backends import cuda_pairs
+from metric_kernels.backends.cuda import integers, matrix, on_tile, vector, whole
 from metric_kernels.ordered import Members
 from metric_kernels.terms import ValueTile
+
+# The kernels of metric_kernels/positive_pairs.py.
+pairs = cuda_pairs
 
 
 def ranks(
@@ -20,7 +24,7 @@ def ranks(
     counts: Tensor,
     below: Tensor | None,
 ):
-    sums = vector("totals", totals, len(tile.v), tile.v, torch.float64), _integers("counts", counts, len(tile.v), tile.v)
+    sums = vector("totals", totals, len(tile.v), tile.v, torch.float64), integers("counts", counts, len(tile.v), tile.v)
     on_tile("ranks", tile, sign, _lists(lists, tile, which), margin, *sums, _below(below, lists))
 
 
@@ -33,7 +37,7 @@ def rank_grads(
 
 
 def triplets(tile: ValueTile, sign: float, members: Members, margin: float, totals: Tensor, counts: Tensor):
-    sums = vector("totals", totals, len(tile.v), tile.v, torch.float64), _integers("counts", counts, len(tile.v), tile.v)
+    sums = vector("totals", totals, len(tile.v), tile.v, torch.float64), integers("counts", counts, len(tile.v), tile.v)
     on_tile("triplets", tile, sign, _members(members, tile), margin, *sums)
 
 
@@ -54,7 +58,7 @@ def sums(
     totals: Tensor,
     counts: Tensor,
 ):
-    sums = vector("totals", totals, len(tile.v), tile.v, torch.float64), _integers("counts", counts, len(tile.v), tile.v)
+    sums = vector("totals", totals, len(tile.v), tile.v, torch.float64), integers("counts", counts, len(tile.v), tile.v)
     on_tile("sums", tile, sign, _lists(lists, tile), margin, (shape, low, high), *sums)
 
 
@@ -82,30 +86,18 @@ def nearest(tile: ValueTile, sign: float, lists: Tensor) -> Tensor:
     return columns
 
 
-def on_tile(entry: str, tile: ValueTile, *arguments: object) -> None:
-    """Queues a kernel on a tile."""
-    v, (m, n) = tile.v.contiguous(), tile.v.shape
-    labels, ref_labels = tile.labels.contiguous(), tile.ref_labels.contiguous()
-    points = _integers("labels", labels, m, v), _integers("ref_labels", ref_labels, n, v)
-    call(entry, v, (matrix("v", v, (m, n), v), m, n, *points, tile.diagonal), *arguments)
-
-
 def _lists(lists: Tensor, tile: ValueTile, which: Tensor | None = None) -> tuple:
     """Lists as the entry points take them: one for each row unless ``which`` says otherwise."""
     rows = len(tile.v)
     number, length = lists.shape if which is not None else (rows, lists.shape[1])
-    owners = 0 if which is None else _integers("which", which, rows, tile.v)
+    owners = 0 if which is None else integers("which", which, rows, tile.v)
     return matrix("lists", lists, (number, length), tile.v), number, length, owners
 
 
 def _members(members: Members, tile: ValueTile) -> tuple:
     m, n = tile.v.shape
-    return tuple(_integers(name, t, size, tile.v) for name, t, size in zip(Members._fields, members, (n, m, m)))
+    return tuple(integers(name, t, size, tile.v) for name, t, size in zip(Members._fields, members, (n, m, m)))
 
 
 def _below(below: Tensor | None, lists: Tensor) -> int:
     return 0 if below is None else whole("below", below, lists.shape, lists, torch.int64)
-
-
-def _integers(name: str, t: Tensor, size: int, like: Tensor) -> int:
-    return vector(name, t, size, like, torch.int64)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import torch
 
+from metric_kernels.core import queued
 from metric_kernels.distances import LpDistance
 from metric_kernels.extremes import FORMULA, extremes_of
 from metric_kernels.losses._base import Loss
@@ -84,7 +85,7 @@ class BatchHardTripletLoss(Loss):
             if not batch.same:
                 raise ValueError("lone_anchors: expected 'skip' with a reference set, where no point is its own, got 'zero'")
             alone = positives < 0
-            if torch.compiler.is_compiling() or alone.any():
+            if queued(alone) or alone.any():
                 far = torch.where(alone, self.distance.rowwise(batch.x, batch.x), far)
             positives = torch.where(alone, batch.rows(), positives)
         # What is not there is infinite, and may be NaN all the same.

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from metric_kernels import fn
-from metric_kernels.checks import whole_number
+from metric_kernels.checks import of_classes, whole_number
 from metric_kernels.distances import LpDistance
 from metric_kernels.language import Formula, count, stages_of, total
 from metric_kernels.losses._base import of_elements
@@ -145,11 +145,7 @@ class MarginLoss(SampledTripletLoss):
             return beta.expand(len(batch.x))
         if labels is None:
             raise ValueError("labels: expected them, since there is a beta for each class, got None")
-        if not torch.compiler.is_compiling() and len(labels):
-            low, high = (int(v) for v in torch.aminmax(labels))
-            if low < 0 or high >= len(beta):
-                raise IndexError(f"labels: expected classes from 0 to {len(beta) - 1}, got {low} to {high}")
-        return beta[labels]
+        return of_classes(beta, labels, "beta")
 
     def _of_list(self, batch, reducer):
         triplets = self._triplets(batch)

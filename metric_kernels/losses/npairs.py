@@ -1,6 +1,7 @@
 import torch
 
 from metric_kernels import fn
+from metric_kernels.core import fits, queued
 from metric_kernels.distances import DotProductSimilarity
 from metric_kernels.language import Op, lse, total
 from metric_kernels.losses._pair import PairLoss
@@ -55,9 +56,10 @@ class NPairsLoss(PairLoss):
         if batch.labels is None:
             raise ValueError("labels: NPairsLoss expects them, got None")
         pairs, first = _pairs(batch)
-        if torch.compiler.is_compiling() and (reducer := self._masking()) is not None:
-            # A graph cannot depend on the number of classes, but each has two samples or else a listed anchor.
-            most = len(batch.x) // 2 if batch.pairs is None else len(batch.x)
+        # The number of classes is not known there, but each has two samples or else a listed anchor.
+        most = len(batch.x) // 2 if batch.pairs is None else len(batch.x)
+        few = torch.compiler.is_compiling() or fits(most, most, batch.x.dtype)
+        if queued(batch.x) and few and (reducer := self._masking()) is not None:
             at = torch.sort(first, stable=True, descending=True).indices[:most]
             return self._masked(batch.pairing(pairs.index_select(1, at)), first[at], reducer)
         return super()._evaluate(batch.pairing(pairs.index_select(1, first.nonzero()[:, 0])))

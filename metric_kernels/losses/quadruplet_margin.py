@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from metric_kernels.distances import LpDistance
 from metric_kernels.losses._base import Loss, check_unanchored
-from metric_kernels.ordered import NEGATIVES
+from metric_kernels.quadruplets import NEGATIVES
 from metric_kernels.reducers import AvgNonZeroReducer
 from metric_kernels.windows import quadruplet_sums
 

@@ -17,13 +17,14 @@ template <class T> void histogram(const Values<T>& tile, const Nodes& nodes, int
   const int32_t last = int32_t(nodes.number - 1);
 #pragma omp parallel num_threads(tile.threads) if (tile.m * tile.n >= (1 << 12))
   {
-    std::vector<int64_t> own(nodes.per_anchor ? 0 : size);
+    std::vector<int64_t> own(size + nodes.number);  // and what counts nowhere
+    const auto add_to = [&](int64_t* total) {
+      for (int64_t k = 0; k < size; ++k) total[k] += own[k];
+    };
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < tile.m; ++i) {
-      int64_t* row = nodes.per_anchor ? out + i * size : own.data();
       const int64_t self = tile.diagonal < 0 ? -1 : tile.diagonal + i, label = tile.labels[i];
-      const int64_t of_positive = nodes.lone && label < 0 ? 0 : one;
-      const int32_t negative = int32_t(nodes.number);
+      const int32_t negative = int32_t(nodes.number), positive = nodes.lone && label < 0 ? int32_t(size) : 0;
       for (int64_t j0 = 0; j0 < tile.n; j0 += width) {
         const int len = int(std::min<int64_t>(width, tile.n - j0));
         const T* v = tile.v + i * tile.stride + j0;
@@ -34,10 +35,9 @@ template <class T> void histogram(const Values<T>& tile, const Nodes& nodes, int
         int32_t bad = 0;
         for (int j = 0; j < len; ++j) {
           T share;
-          const bool same = other[j] == label;
-          place[j] = lower_node(v[j], low, per_step, last, share) + (same ? 0 : negative);
+          place[j] = lower_node(v[j], low, per_step, last, share) + (other[j] == label ? positive : negative);
           const bool finite = v[j] - v[j] == T(0);
-          const int64_t counts = finite ? (same ? of_positive : one) : 0;
+          const int64_t counts = finite ? one : 0;
           upper[j] = counts ? rounded(double(share) * double(one)) : 0;
           lower[j] = counts - upper[j];
           bad |= !finite & (j0 + j != self);
@@ -45,14 +45,17 @@ template <class T> void histogram(const Values<T>& tile, const Nodes& nodes, int
         if (self >= j0 && self < j0 + len) lower[self - j0] = upper[self - j0] = 0;
         if (bad) spoiled[i] = true;
         for (int j = 0; j < len; ++j) {
-          row[place[j]] += lower[j];
-          row[place[j] + 1] += upper[j];
+          own[place[j]] += lower[j];
+          own[place[j] + 1] += upper[j];
         }
       }
+      if (!nodes.per_anchor) continue;
+      add_to(out + i * size);
+      std::fill(own.begin(), own.end(), int64_t(0));
     }
     if (!nodes.per_anchor) {
 #pragma omp critical(metric_kernels_histogram)
-      for (int64_t k = 0; k < size; ++k) out[k] += own[k];
+      add_to(out);
     }
   }
 }

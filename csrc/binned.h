@@ -18,8 +18,9 @@ template <class T> void histogram(const Values<T>& tile, const Nodes& nodes, int
 #pragma omp parallel num_threads(tile.threads) if (tile.m * tile.n >= (1 << 12))
   {
     std::vector<int64_t> own(size + nodes.number);  // and what counts nowhere
-    const auto add_to = [&](int64_t* total) {
-      for (int64_t k = 0; k < size; ++k) total[k] += own[k];
+    int64_t* const bins = own.data();
+    const auto add_to = [=](int64_t* total) {
+      for (int64_t k = 0; k < size; ++k) total[k] += bins[k];
     };
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < tile.m; ++i) {
@@ -45,8 +46,8 @@ template <class T> void histogram(const Values<T>& tile, const Nodes& nodes, int
         if (self >= j0 && self < j0 + len) lower[self - j0] = upper[self - j0] = 0;
         if (bad) spoiled[i] = true;
         for (int j = 0; j < len; ++j) {
-          own[place[j]] += lower[j];
-          own[place[j] + 1] += upper[j];
+          bins[place[j]] += lower[j];
+          bins[place[j] + 1] += upper[j];
         }
       }
       if (!nodes.per_anchor) continue;

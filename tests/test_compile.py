@@ -325,9 +325,7 @@ def test_opcheck_of_terms(term):
     x, y, *others = (t.detach() if isinstance(t, torch.Tensor) else t for t in arguments)
     grads = torch.randn_like(torch.ops.metric_kernels.term(x, y, *others)[0])
     tests = ("test_schema", "test_faketensor")
-    torch.library.opcheck(
-        torch.ops.metric_kernels.term_backward.default, (grads, x, y, *others, True, False), test_utils=tests
-    )
+    torch.library.opcheck(torch.ops.metric_kernels.term_backward.default, (grads, x, y, *others, True, False), test_utils=tests)
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda m: m.__name__)

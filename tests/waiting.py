@@ -3,7 +3,7 @@
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# Operations that ask for numbers, for sizes that only the numbers tell, or that bring a number from the processor ("lift_fresh").
+# Operations that ask for numbers or for sizes that only these tell, or bring a number from the processor ("lift_fresh").
 ASKING = {
     *("_local_scalar_dense", "equal", "is_nonzero", "lift_fresh", "masked_select", "nonzero", "bincount"),
     *("_unique", "_unique2", "unique_dim", "unique_consecutive"),
@@ -21,7 +21,8 @@ class Waiting(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result, name = function(*args, **(kwargs or {})), function.overloadpacket.__name__
         by_mask = name in INDEXING and any(t is not None and t.dtype == torch.bool for t in args[1])
-        moved = name in ("_to_copy", "copy_") and len({t.device for t in (result, *args[:2]) if isinstance(t, torch.Tensor)}) > 1
+        devices = {t.device for t in (result, *args[:2]) if isinstance(t, torch.Tensor)}
+        moved = name in ("_to_copy", "copy_") and len(devices) > 1
         repeated = name == "repeat_interleave" and (kwargs or {}).get("output_size") is None
         if name in ASKING or by_mask or moved or repeated:
             self.found.add(name)

@@ -49,7 +49,7 @@ test-gpu: setup
 	@$(BIN)/python -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' || { echo "no CUDA device"; exit 1; }
 	METRIC_KERNELS_CUDA=1 $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	METRIC_KERNELS_TEST_DEVICE=cuda CUBLAS_WORKSPACE_CONFIG=:4096:8 $(BIN)/python -m pytest -q $(REGISTRY) $(ARGS)
-	CUBLAS_WORKSPACE_CONFIG=:4096:8 $(BIN)/python -m pytest -q tests/test_triton.py tests/test_cuda.py $(ARGS)
+	CUBLAS_WORKSPACE_CONFIG=:4096:8 $(BIN)/python -m pytest -q tests/test_triton.py tests/test_cuda.py tests/test_gpu.py tests/test_choices.py $(ARGS)
 	$(SANITIZER) --tool memcheck $(BIN)/python -m pytest -q tests/test_cuda.py -k "losses or ranks or gathered or nearest or histograms"
 	$(SANITIZER) --tool racecheck $(BIN)/python -m pytest -q tests/test_cuda.py -k "losses_over_tuples or ranks or gathered or histograms"
 

@@ -162,24 +162,24 @@ void nearest(const Terms& terms, const ValuesArguments& a, double sign, const py
   terms.ordered<T>().nearest(tile, T(sign), of, out);
 }
 
-Nodes checked_nodes(double low, double step, int64_t number, int64_t histograms, int64_t m) {
+Nodes checked_nodes(double low, double step, int64_t number, int64_t histograms, int64_t m, bool lone) {
   if (!(step > 0) || !std::isfinite(step))
     throw py::value_error("step: expected a positive number, got " + std::to_string(step));
   if (!std::isfinite(low)) throw py::value_error("low: expected a finite number, got " + std::to_string(low));
   if (number < 2 || number > (1 << 24)) throw py::value_error("nodes: expected 2 to 2**24, got " + std::to_string(number));
   if (histograms != 1 && histograms != m)
     throw py::value_error("histograms: expected 1 or " + std::to_string(m) + ", got " + std::to_string(histograms));
-  return {low, step, number, histograms != 1};
+  return {low, step, number, histograms != 1, lone};
 }
 
 // Histograms (1 or m, 2 * nodes), the positives of each before its negatives.
 template <class T>
-void histogram(const Terms& terms, const ValuesArguments& a, double low, double step, int bits, py::array& out,
+void histogram(const Terms& terms, const ValuesArguments& a, double low, double step, bool lone, int bits, py::array& out,
                py::array& spoiled) {
   const Values<T> tile = checked<T>(a);
   if (out.ndim() != 2 || out.shape(1) % 2)
     throw py::value_error("out: expected shape (histograms, 2 * nodes), got " + shape_of(out));
-  const Nodes nodes = checked_nodes(low, step, out.shape(1) / 2, out.shape(0), tile.m);
+  const Nodes nodes = checked_nodes(low, step, out.shape(1) / 2, out.shape(0), tile.m, lone);
   if (bits < 1 || bits > 50) throw py::value_error("bits: expected 1 to 50, got " + std::to_string(bits));
   int64_t* shares = whole<int64_t>("out", out, out.shape(0), out.shape(1));
   bool* flags = vector_out<bool>("spoiled", spoiled, tile.m);
@@ -188,12 +188,12 @@ void histogram(const Terms& terms, const ValuesArguments& a, double low, double 
 }
 
 template <class T>
-void histogram_grads(const Terms& terms, const ValuesArguments& a, double low, double step, const py::array& tables,
-                     py::array& g) {
+void histogram_grads(const Terms& terms, const ValuesArguments& a, double low, double step, bool lone,
+                     const py::array& tables, py::array& g) {
   const Values<T> tile = checked<T>(a);
   if (tables.ndim() != 2 || tables.shape(1) % 2)
     throw py::value_error("tables: expected shape (histograms, 2 * nodes), got " + shape_of(tables));
-  const Nodes nodes = checked_nodes(low, step, tables.shape(1) / 2, tables.shape(0), tile.m);
+  const Nodes nodes = checked_nodes(low, step, tables.shape(1) / 2, tables.shape(0), tile.m, lone);
   int64_t table_stride, stride;
   const T* slopes = matrix<T>("tables", tables, tables.shape(0), tables.shape(1), table_stride);
   if (tables.shape(0) > 1 && table_stride != tables.shape(1)) throw py::value_error("tables: expected contiguous data");
@@ -240,11 +240,11 @@ template <class Active> void define_terms(py::module_& m, Active terms) {
   m.def("nearest", [terms](VALUES, double sign, py::array lists, py::array columns) {
     BY_TYPE(nearest)(terms(), VALUES_ARGUMENTS, sign, lists, columns);
   });
-  m.def("histogram", [terms](VALUES, double low, double step, int bits, py::array out, py::array spoiled) {
-    BY_TYPE(histogram)(terms(), VALUES_ARGUMENTS, low, step, bits, out, spoiled);
+  m.def("histogram", [terms](VALUES, double low, double step, bool lone, int bits, py::array out, py::array spoiled) {
+    BY_TYPE(histogram)(terms(), VALUES_ARGUMENTS, low, step, lone, bits, out, spoiled);
   });
-  m.def("histogram_grads", [terms](VALUES, double low, double step, py::array tables, py::array g) {
-    BY_TYPE(histogram_grads)(terms(), VALUES_ARGUMENTS, low, step, tables, g);
+  m.def("histogram_grads", [terms](VALUES, double low, double step, bool lone, py::array tables, py::array g) {
+    BY_TYPE(histogram_grads)(terms(), VALUES_ARGUMENTS, low, step, lone, tables, g);
   });
 }
 

@@ -17,12 +17,15 @@ template <class T> void histogram(const Values<T>& tile, const Nodes& nodes, int
   const int32_t last = int32_t(nodes.number - 1);
 #pragma omp parallel num_threads(tile.threads) if (tile.m * tile.n >= (1 << 12))
   {
-    std::vector<int64_t> own(nodes.per_anchor ? 0 : size);
+    std::vector<int64_t> own(size + nodes.number);  // and what counts nowhere
+    int64_t* const bins = own.data();
+    const auto add_to = [=](int64_t* total) {
+      for (int64_t k = 0; k < size; ++k) total[k] += bins[k];
+    };
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < tile.m; ++i) {
-      int64_t* row = nodes.per_anchor ? out + i * size : own.data();
       const int64_t self = tile.diagonal < 0 ? -1 : tile.diagonal + i, label = tile.labels[i];
-      const int32_t negative = int32_t(nodes.number);
+      const int32_t negative = int32_t(nodes.number), positive = nodes.lone && label < 0 ? int32_t(size) : 0;
       for (int64_t j0 = 0; j0 < tile.n; j0 += width) {
         const int len = int(std::min<int64_t>(width, tile.n - j0));
         const T* v = tile.v + i * tile.stride + j0;
@@ -33,7 +36,7 @@ template <class T> void histogram(const Values<T>& tile, const Nodes& nodes, int
         int32_t bad = 0;
         for (int j = 0; j < len; ++j) {
           T share;
-          place[j] = lower_node(v[j], low, per_step, last, share) + (other[j] == label ? 0 : negative);
+          place[j] = lower_node(v[j], low, per_step, last, share) + (other[j] == label ? positive : negative);
           const bool finite = v[j] - v[j] == T(0);
           const int64_t counts = finite ? one : 0;
           upper[j] = counts ? rounded(double(share) * double(one)) : 0;
@@ -43,14 +46,17 @@ template <class T> void histogram(const Values<T>& tile, const Nodes& nodes, int
         if (self >= j0 && self < j0 + len) lower[self - j0] = upper[self - j0] = 0;
         if (bad) spoiled[i] = true;
         for (int j = 0; j < len; ++j) {
-          row[place[j]] += lower[j];
-          row[place[j] + 1] += upper[j];
+          bins[place[j]] += lower[j];
+          bins[place[j] + 1] += upper[j];
         }
       }
+      if (!nodes.per_anchor) continue;
+      add_to(out + i * size);
+      std::fill(own.begin(), own.end(), int64_t(0));
     }
     if (!nodes.per_anchor) {
 #pragma omp critical(metric_kernels_histogram)
-      for (int64_t k = 0; k < size; ++k) out[k] += own[k];
+      add_to(out);
     }
   }
 }
@@ -62,7 +68,7 @@ void histogram_grads(const Values<T>& tile, const Nodes& nodes, const T* tables,
   const int32_t last = int32_t(nodes.number - 1);
 #pragma omp parallel num_threads(tile.threads) if (tile.m * tile.n >= (1 << 12))
   {
-    std::vector<T> slopes(size + 1);  // and 0 for what has none
+    std::vector<T> slopes(size + nodes.number);  // and zeros for what has none
     int64_t known = -1;
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < tile.m; ++i) {
@@ -72,7 +78,7 @@ void histogram_grads(const Values<T>& tile, const Nodes& nodes, const T* tables,
         known = table;
       }
       const int64_t self = tile.diagonal < 0 ? -1 : tile.diagonal + i, label = tile.labels[i];
-      const int32_t negative = int32_t(nodes.number), nowhere = int32_t(size);
+      const int32_t negative = int32_t(nodes.number), nowhere = int32_t(size), positive = nodes.lone && label < 0 ? nowhere : 0;
       for (int64_t j0 = 0; j0 < tile.n; j0 += width) {
         const int len = int(std::min<int64_t>(width, tile.n - j0));
         const T* v = tile.v + i * tile.stride + j0;
@@ -80,7 +86,7 @@ void histogram_grads(const Values<T>& tile, const Nodes& nodes, const T* tables,
         int32_t place[width];
         for (int j = 0; j < len; ++j) {
           T share;
-          const int32_t node = lower_node(v[j], low, per_step, last, share) + (other[j] == label ? 0 : negative);
+          const int32_t node = lower_node(v[j], low, per_step, last, share) + (other[j] == label ? positive : negative);
           place[j] = (v[j] >= low) & (v[j] <= high) ? node : nowhere;
         }
         if (self >= j0 && self < j0 + len) place[self - j0] = nowhere;

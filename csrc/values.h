@@ -44,6 +44,7 @@ struct Nodes {
   double low, step;
   int64_t number;
   bool per_anchor;
+  bool lone;  // labels below 0 are of points without a positive, and pairs of two of these count nowhere
 };
 
 template <class T> struct Binned {

@@ -71,19 +71,20 @@ class Batch:
         batch.targets = batch.ref_labels = torch.arange(len(batch.anchors), device=self.x.device)
         return batch
 
-    def part(self, chosen: Tensor) -> Batch:
-        """The chosen points (B,) bool of a batch with itself, without its indices_tuple."""
-        batch = copy.copy(self)
-        batch.x = batch.y = self.x[chosen]
-        batch.labels = batch.targets = batch.ref_labels = self.labels[chosen]
-        batch.pairs, batch.listed = None, 0
-        return batch
-
     def numbers(self) -> tuple[Tensor, Tensor]:
         """How many positives and how many negatives each anchor has, (B,) int64."""
         ordered = self.ref_labels.sort().values
         same = torch.searchsorted(ordered, self.labels, right=True) - torch.searchsorted(ordered, self.labels)
         return same - int(self.exclude_self), len(self.y) - same
+
+    def merged(self) -> Batch:
+        """This batch, with itself, with the numbers of its classes as labels, and -1 for all points alone in theirs."""
+        batch = copy.copy(self)
+        ordered = self.labels.sort().values
+        number = torch.searchsorted(ordered, self.labels)
+        alone = torch.searchsorted(ordered, self.labels, right=True) - number == 1
+        batch.targets = batch.ref_labels = torch.where(alone, -1, number)
+        return batch
 
     def nothing(self) -> Tensor:
         """0, connected to the graph; NaN if an embedding is not finite."""

@@ -6,12 +6,14 @@ the slope of the loss between its two nodes.
 What the ``binned`` kernels of a backend do for a tile of values v (m, n), nodes at low + step * r for r = 0, 1 ... R - 1, and
 ``per_anchor`` either one histogram for each row or one for all:
 
-``histogram(tile, low, step, bits, out, spoiled)``
+``histogram(tile, low, step, lone, bits, out, spoiled)``
     adds the shares of the positives of each row to out[row or 0, 0] and of its negatives to out[row or 0, 1]; out is
     (m or 1, 2, R) int64. A value beyond the nodes counts as the last node on its side. spoiled (m,) becomes True for a row
-    with a value among these that is not finite, and is nowhere in the histogram.
-``histogram_grads(tile, low, step, tables, g)``
+    with a value of a pair that is not finite, and is nowhere in the histogram.
+``histogram_grads(tile, low, step, lone, tables, g)``
     adds (tables[..., r + 1] - tables[..., r]) / step to g_ij, r and r + 1 being the nodes of v_ij; 0 beyond the nodes.
+
+With ``lone`` a label below 0 is that of all points without a positive, and pairs of two of these are on neither side.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ class PairHistogram(Term):
     step: float
     nodes: int
     per_anchor: bool
+    lone: bool = False
 
     family = "binned"
 
@@ -52,7 +55,7 @@ class PairHistogram(Term):
             pairs = tile.v.shape[1] * (1 if self.per_anchor else len(tiles.labels))
             bits = min(50, 62 - math.ceil(math.log2(max(pairs, 2))))
             out = shares[tile.rows] if self.per_anchor else shares
-            kernels.histogram(tile, self.low, self.step, bits, out, spoiled[tile.rows])
+            kernels.histogram(tile, self.low, self.step, self.lone, bits, out, spoiled[tile.rows])
         values.copy_(shares).mul_(2.0**-bits)
         spoiled = spoiled if self.per_anchor else spoiled.any()[None]
         values.masked_fill_(spoiled[:, None, None], torch.nan)
@@ -60,7 +63,15 @@ class PairHistogram(Term):
 
     def backward(self, kernels, tile: ValueTile, g: Tensor, grads: Tensor, saved):
         tables = grads[tile.rows] if self.per_anchor else grads
-        kernels.histogram_grads(tile, self.low, self.step, tables.to(g.dtype), g)
+        kernels.histogram_grads(tile, self.low, self.step, self.lone, tables.to(g.dtype), g)
+
+
+def accumulated(h: Tensor) -> Tensor:
+    """Sums of each number and those before it, along the last dimension."""
+    if not h.is_cuda:
+        return h.cumsum(-1)
+    # Torch's own has no fixed order on a GPU, and raises where torch is told to be deterministic.
+    return h @ h.new_ones(h.shape[-1], h.shape[-1]).triu()
 
 
 def soft_histogram(v: Tensor, low: float, step: float, nodes: int) -> Tensor:

@@ -33,8 +33,8 @@ relu = torch.relu
 def _both(a, b):
     """Either may be a number."""
     if not isinstance(a, Tensor):
-        a = torch.as_tensor(a, dtype=b.dtype, device=b.device)
-    return a, b if isinstance(b, Tensor) else torch.as_tensor(b, dtype=a.dtype, device=a.device)
+        a = b.new_full((), a)
+    return a, b if isinstance(b, Tensor) else a.new_full((), b)
 
 
 def maximum(a, b):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metric_kernels.choices import keeps_choices
 from metric_kernels.core import no_autocast
 from metric_kernels.once import once
 
@@ -111,6 +112,7 @@ def _unpacked(results: Sequence[Tensor]) -> Tensor | tuple[Tensor, ...]:
     return results[0] if len(results) == 1 else tuple(results)
 
 
+@keeps_choices
 class _Eager(torch.autograd.Function):
     @staticmethod
     def forward(ctx, operation, *arguments):

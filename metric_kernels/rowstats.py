@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from metric_kernels import backends, core
+from metric_kernels.choices import keeps_choices
 from metric_kernels.language import Formula, Op, formula
 from metric_kernels.metrics import METRICS, Dot
 from metric_kernels.once import once
@@ -145,6 +146,7 @@ class Run:
         return core.backward(self.problem, self.x, self.y, rows, cols, grads, kept, wanted, self.dtypes)
 
 
+@keeps_choices
 class _RowStats(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, y, call):
@@ -162,6 +164,7 @@ class _RowStats(torch.autograd.Function):
         return *_pulled(ctx, torch.stack(grads[:-1]).detach()), None
 
 
+@keeps_choices
 class _RowLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, y, call, epilogue):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from metric_kernels import core
 from metric_kernels.batch import Batch
+from metric_kernels.choices import keeps_choices
 from metric_kernels.distances import Distance
 from metric_kernels.once import once
 from metric_kernels.ordered import SLOPES, BatchAllTriplets, positive_columns
@@ -37,6 +38,7 @@ def swapped_sums(term: BatchAllTriplets, batch: Batch, distance: Distance) -> tu
     return _Swapped.apply(batch.x, None if batch.y is batch.x else batch.y, term, distance, labels)
 
 
+@keeps_choices
 class _Swapped(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, y, term, distance, labels):

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from metric_kernels import core
 from metric_kernels.batch import Batch
+from metric_kernels.choices import keeps_choices
 from metric_kernels.once import once
 from metric_kernels.rowstats import (
     ARGUMENTS,
@@ -143,6 +144,7 @@ def evaluate(term: Term, batch: Batch, distance: object, backend: str | None, su
     return _Evaluate.apply(call.x, call.y, call, summed)
 
 
+@keeps_choices
 class _Evaluate(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, y, call, summed):

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from metric_kernels.choices import keeps_choices
 from metric_kernels.core import NOISE, arithmetic, no_autocast, queued, workspace
 from metric_kernels.distances import Distance
 from metric_kernels.language import Formula, Stage
@@ -257,6 +258,7 @@ def _of_rows(function: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor,
     return _OfRows.apply(x, None if y is x else y, function, pairs.anchors, pairs.others)
 
 
+@keeps_choices
 class _OfRows(torch.autograd.Function):
     """``function(x[anchors], y[others])``, y being x if None, by chunks of rows, gathered again in the backward pass."""
 

@@ -8,9 +8,13 @@ from term_cases import CASES as TERM_CASES
 from term_cases import build, takes_ref
 
 from metric_kernels import distances, losses, reducers, row_extremes, tuples, use_workspace
+from metric_kernels.batch import Batch
+from metric_kernels.binned import PairHistogram
 from metric_kernels.extremes import FORMULA
 from metric_kernels.language import Op
 from metric_kernels.metrics import METRICS, Dot, Euclidean
+from metric_kernels.ordered import BatchAllTriplets
+from metric_kernels.rowstats import Call, spelled
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +101,7 @@ BROKEN = {
 def test_what_one_graph_cannot_hold(case):
     loss, indices = BROKEN[case]
     x, labels = embeddings(20), unbalanced_labels(20)
-    with pytest.raises(Exception, match="(?i)data-dependent|Unsupported|fake tensor"):
+    with pytest.raises(Exception, match="(?i)data-dependent|Unsupported|fake tensor|skipped"):
         compiled(loss)(x, labels, indices)
     torch._dynamo.reset()
     results = []
@@ -303,6 +307,25 @@ def test_opcheck_of_the_backward(case):
     # Its gradient is not defined: a second derivative raises.
     tests = ("test_schema", "test_faketensor")
     torch.library.opcheck(torch.ops.metric_kernels.row_stats_backward.default, arguments, test_utils=tests)
+
+
+TERMS = {
+    "triplets": BatchAllTriplets("hinge", 1.0, 0.0, float("inf"), (0.2,)),
+    "histogram": PairHistogram(-1.0, 0.5, 5, False),
+    "histograms": PairHistogram(-1.0, 0.5, 5, True),
+    "histogram_of_lone_points": PairHistogram(-1.0, 0.5, 5, False, True),
+}
+
+
+@pytest.mark.parametrize("term", TERMS.values(), ids=TERMS)
+def test_opcheck_of_terms(term):
+    batch = Batch(embeddings(5, 3).requires_grad_(), torch.tensor([0, 0, 1, 1, -1]), None, None, None)
+    arguments = spelled(Call.of(term, (term.flat,), distances.CosineSimilarity(), batch, None))
+    torch.library.opcheck(torch.ops.metric_kernels.term.default, arguments)
+    x, y, *others = (t.detach() if isinstance(t, torch.Tensor) else t for t in arguments)
+    grads = torch.randn_like(torch.ops.metric_kernels.term(x, y, *others)[0])
+    tests = ("test_schema", "test_faketensor")
+    torch.library.opcheck(torch.ops.metric_kernels.term_backward.default, (grads, x, y, *others, True, False), test_utils=tests)
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda m: m.__name__)

@@ -20,7 +20,7 @@ from oracles import ORACLES
 from term_cases import CASES, build
 from term_dense import dense
 from test_term_losses import known
-from torch.utils._python_dispatch import TorchDispatchMode
+from waiting import Waiting
 
 from metric_kernels import backends, core, losses, report, row_extremes, use_workspace
 from metric_kernels.backends import aot_cuda, cuda
@@ -139,58 +139,6 @@ def test_the_order_of_threads_and_blocks_does_not_show(name, monkeypatch):
     assert all(map(torch.equal, forwards, backwards))
 
 
-class Waiting(TorchDispatchMode):
-    """Records what asks a tensor for its numbers, and so waits for a GPU, in the forward and in the backward pass."""
-
-    names = {"_local_scalar_dense", "_unique2", "bincount", "equal", "masked_select", "nonzero", "unique_consecutive"}
-
-    def __init__(self):
-        super().__init__()
-        self.found, self.patch = set(), pytest.MonkeyPatch()
-
-    def __enter__(self):
-        tolist = torch.Tensor.tolist  # no operator on a CPU
-        self.patch.setattr(torch.Tensor, "tolist", lambda t: self.found.add("tolist") or tolist(t))
-        return super().__enter__()
-
-    def __exit__(self, *error):
-        self.patch.undo()
-        super().__exit__(*error)
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name, kwargs = function.overloadpacket.__name__, kwargs or {}
-        indices = args[1] if name in ("index", "index_put", "index_put_") else ()
-        by_mask = any(t is not None and t.dtype == torch.bool for t in indices)
-        unsized = name == "repeat_interleave" and kwargs.get("output_size") is None
-        if name in self.names or by_mask or unsized:
-            self.found.add(name)
-        return function(*args, **kwargs)
-
-
-def test_what_waits_is_seen_in_both_passes():
-    class Asks(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            ctx.save_for_backward(x)
-            return x[x > 0].sum()
-
-        @staticmethod
-        def backward(ctx, grad):
-            (x,) = ctx.saved_tensors
-            assert x.gt(0).tolist()
-            return grad.expand(int(grad.new_tensor(3.0)))
-
-    with Waiting() as waiting:
-        loss = Asks.apply(torch.ones(3, requires_grad=True))
-        assert waiting.found == {"index"}
-        loss.backward()
-    assert waiting.found == {"index", "tolist", "_local_scalar_dense"}
-
-
-# What asks for a size that only the labels know.
-WAIT = {"HistogramLoss"}
-
-
 @pytest.fixture
 def queued(monkeypatch):
     """Whatever runs here counts as a device that nobody waits for."""
@@ -199,12 +147,12 @@ def queued(monkeypatch):
 
 @pytest.mark.usefixtures("kernels", "queued")
 @pytest.mark.parametrize("name", ALL_LOSSES)
-def test_who_waits_for_a_gpu(name):
+def test_no_loss_waits_for_a_gpu(name):
     loss, (x, labels) = getattr(losses, name)(backend="cuda"), sets()
     x.requires_grad_()
     with Waiting() as waiting:
         loss(x, labels).backward()
-    assert bool(waiting.found) == (name in WAIT), waiting.found
+    assert not waiting.found
 
 
 @pytest.mark.usefixtures("kernels", "queued")
@@ -251,6 +199,42 @@ def test_no_loss_over_triplets_waits(name, params, reducer, with_ref, workspace)
         loss(x, labels, None, *reference).backward()
     assert x.grad.any()
     assert not waiting.found
+
+
+ASKS = {
+    "item": lambda t: t.sum().item(),
+    "list": lambda t: t.tolist(),
+    "bool": lambda t: bool(t[0]),
+    "mask": lambda t: t[t > 0],
+    "assignment": lambda t: t.__setitem__(t > 0, -t[:2]),
+    "unique": torch.unique,
+    "repeat": lambda t: torch.repeat_interleave(t, (t > 0).long()),
+    "equal": lambda t: torch.equal(t, -t),
+    "numbers": lambda t: t * t.new_tensor([1.0, 2.0, 3.0]),
+    "move": lambda t: t.to("meta"),
+    "backward": lambda t: TellsBackward.apply(t).sum().backward(),
+}
+
+
+class TellsBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, t):
+        return t.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * grad.sum().item()
+
+
+@pytest.mark.parametrize("call", ASKS.values(), ids=ASKS)
+def test_what_waits_is_told(call):
+    t = torch.tensor([0.5, 0.0, 2.0])
+    with Waiting() as waiting:
+        torch.where(t > 0, t.clamp(min=0.1), 1.0).sort()
+    assert not waiting.found
+    with waiting:
+        call(t.requires_grad_() if call is ASKS["backward"] else t)
+    assert waiting.found
 
 
 # ---- row kernels -----------------------------------------------------------------------------------------------------
@@ -528,17 +512,19 @@ def test_the_nearest_of_nans_are_columns():
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("per_anchor", [False, True])
-@pytest.mark.parametrize("nodes", [2, 7, 3000])
-def test_histograms(nodes, per_anchor, dtype):
+@pytest.mark.parametrize("nodes, lone", [(2, False), (7, False), (7, True), (3000, True)])
+def test_histograms(nodes, lone, per_anchor, dtype):
+    """With classes of -1, of points without a positive or not, to 3."""
     tile, step = value_tile(300, dtype, rows=5, nan=True), 8.0 / (nodes - 1)
+    tile = tile._replace(labels=tile.labels - 1, ref_labels=tile.ref_labels - 1)
     tile.v[3, 0], tile.v[0, 9], tile.v[2, 2] = torch.inf, 7.5, torch.nan  # the last is a point with itself
     shape = (5 if per_anchor else 1, 2, nodes)
     tables, found = torch.randn(shape).to(DEVICE, dtype), []
     for kernels in (backends.load(name).binned for name in ("cuda", "reference")):
         out, spoiled = torch.ones(shape, dtype=torch.int64, device=DEVICE), torch.zeros(5, dtype=torch.bool, device=DEVICE)
         g = torch.ones_like(tile.v)
-        kernels.histogram(tile, -4.0, step, 20, out, spoiled)
-        kernels.histogram_grads(tile, -4.0, step, tables, g)
+        kernels.histogram(tile, -4.0, step, lone, 20, out, spoiled)
+        kernels.histogram_grads(tile, -4.0, step, lone, tables, g)
         found.append((out.double() / 2**20, spoiled, g))
     torch.testing.assert_close(*found, rtol=1e-4, atol=3e-3 if nodes > 100 else 1e-4)
 
@@ -568,7 +554,7 @@ def test_wrong_arrays_are_named():
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("name, number", [("step", 0.0), ("low", math.nan), ("bits", 51)])
 def test_wrong_numbers_are_named(name, number):
-    tile, good = value_tile(40, torch.float32), {"low": 0.0, "step": 1.0, "bits": 20}
+    tile, good = value_tile(40, torch.float32), {"low": 0.0, "step": 1.0, "lone": False, "bits": 20}
     out, spoiled = torch.zeros(1, 2, 5, dtype=torch.int64, device=DEVICE), torch.zeros(3, dtype=torch.bool, device=DEVICE)
     with pytest.raises(ValueError, match=f"^{name}: expected"):
         backends.load("cuda").binned.histogram(tile, **{**good, name: number}, out=out, spoiled=spoiled)

@@ -45,7 +45,7 @@ G = {"g": lambda: floats(ROWS, COLUMNS)}
 SHAPE = {"margin": lambda: 0.1, "shape": lambda: "softplus", "low": lambda: 0.0, "high": lambda: np.inf}
 BELOW = {"below": lambda: integers(ROWS, LENGTH)}
 SCALE = {"scale": lambda: floats(ROWS)}
-GRID = {"low": lambda: -1.0, "step": lambda: 0.5}
+GRID = {"low": lambda: -1.0, "step": lambda: 0.5, "lone": lambda: True}
 ENTRIES = {
     "pair_values": {**PRODUCTS, "out": lambda: floats(ROWS, COLUMNS)},
     "pair_slopes": {**PRODUCTS, **G, "norm_grad": lambda: floats(ROWS)},

@@ -97,17 +97,17 @@ def sum_grads(name, tile, lists, shape, low, high, sign=-1.0, margin=0.2):
     return g, slopes
 
 
-def histogram(name, tile, per_anchor, bits=40):
+def histogram(name, tile, per_anchor, lone=False, bits=40):
     out = some(len(tile.v) if per_anchor else 1, 2, 9, dtype=torch.int64)
     spoiled = torch.zeros(len(tile.v), dtype=torch.bool)
-    binned(name).histogram(tile, -1.5, 0.375, bits, out, spoiled)
+    binned(name).histogram(tile, -1.5, 0.375, lone, bits, out, spoiled)
     return out.double() * 2.0**-bits, spoiled
 
 
-def histogram_grads(name, tile, per_anchor):
+def histogram_grads(name, tile, per_anchor, lone=False):
     tables = torch.sin(torch.arange((len(tile.v) if per_anchor else 1) * 18.0)).view(-1, 2, 9).to(tile.v.dtype)
     g = some(*tile.v.shape, dtype=tile.v.dtype)
-    binned(name).histogram_grads(tile, -1.5, 0.375, tables, g)
+    binned(name).histogram_grads(tile, -1.5, 0.375, lone, tables, g)
     return (g,)
 
 
@@ -156,8 +156,11 @@ def test_nearest(sign, same):
 @pytest.mark.parametrize("per_anchor", [False, True], ids=["one", "per_anchor"])
 @pytest.mark.parametrize("same", [True, False], ids=["self", "reference"])
 def test_histograms(same, per_anchor):
+    tile = tile_of(same)
+    lonely = tile._replace(labels=tile.labels - 1, ref_labels=tile.ref_labels - 1)
     for run in (histogram, histogram_grads):
-        assert_same(run, tile_of(same), per_anchor)
+        for given, lone in ((tile, False), (lonely, False), (lonely, True)):
+            assert_same(run, given, per_anchor, lone)
 
 
 @pytest.mark.parametrize("norms", [True, False])
@@ -272,7 +275,7 @@ def test_one_list_in_the_strides_of_a_column():
 def test_columns_that_are_apart_cannot_be_written():
     tile = tile_of()
     with pytest.raises(ValueError, match="g: expected rows of contiguous numbers"):
-        binned("numba").histogram_grads(tile, 0.0, 1.0, torch.zeros(1, 2, 3), torch.zeros(COLUMNS, ROWS).t())
+        binned("numba").histogram_grads(tile, 0.0, 1.0, False, torch.zeros(1, 2, 3), torch.zeros(COLUMNS, ROWS).t())
 
 
 def test_a_list_that_is_too_long():

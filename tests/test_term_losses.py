@@ -3,13 +3,13 @@
 import pytest
 import torch
 from accuracy import HALVES, assert_accurate
-from cases import BACKENDS, SLOW_NUMBA, TERM_LOSSES, value_and_grads
+from cases import BACKENDS, SLOW_NUMBA, TERM_LOSSES, embeddings, value_and_grads
 from oracles import TERM_ORACLES
 from term_cases import CASES, CASES_AND_PAIR_VALUES, PARAMS, build, oracle
 from term_dense import DEFAULT, DENSE, dense
 from term_truth import LOOPS, check, check_dense, known, sets, shapes, slow_if
 
-from metric_kernels import losses, use_workspace
+from metric_kernels import backends, losses, use_workspace
 from metric_kernels.distances import LpDistance
 
 # The C++ kernels work on chunks of 512 columns, and tiles of a recomputed matrix have 16 rows. See also LOOPS.
@@ -125,3 +125,45 @@ def test_values_near_the_largest_number(backend):
     distance = LpDistance(p=1, normalize_embeddings=False)
     assert losses.SemiHardTripletLoss(distance=distance, backend=backend)(x, labels).isfinite()
     assert losses.TripletMarginLoss(distance=distance, backend=backend)(x, labels).isfinite()
+
+
+FAR_DOWN = torch.iinfo(torch.int64).min
+LABELINGS = {
+    "some_alone": torch.cat((torch.arange(30) // 3 - 5, torch.arange(11) - 90)),
+    "most_alone": torch.cat((torch.tensor([-1, FAR_DOWN, FAR_DOWN]), torch.arange(38) + 7)),
+}
+
+
+@pytest.mark.parametrize("workspace", [0, 1 << 20], ids=["tiles", "kept"])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("pairs", ["triplets", "all"])
+@pytest.mark.parametrize("labels", LABELINGS.values(), ids=LABELINGS)
+def test_histograms_of_points_without_a_positive(labels, pairs, backend, workspace):
+    """And of any labels, among them such as those by which the kernels know these points."""
+    x, options = embeddings(len(labels), dtype=torch.float32), {"n_bins": 20, "pairs": pairs}
+    expected, plain = (
+        value_and_grads(lambda x: dense("HistogramLoss", x, labels, **options), x.to(dtype))
+        for dtype in (torch.float64, torch.float32)
+    )
+    with use_workspace(workspace):
+        value, (grad,) = value_and_grads(lambda x: losses.HistogramLoss(**options, backend=backend)(x, labels), x)
+    assert_accurate(value, expected[0], plain[0])
+    assert_accurate(grad, expected[1][0], plain[1][0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_nan_among_points_without_a_positive(backend):
+    x = embeddings(12, dtype=torch.float32)
+    assert losses.HistogramLoss(backend=backend)(x, torch.arange(12)) == 0
+    x[3, 1] = torch.nan
+    assert losses.HistogramLoss(backend=backend)(x, torch.arange(12)).isnan()
+
+
+@pytest.mark.parametrize("pairs", ["triplets", "all"])
+def test_histograms_take_one_sweep(pairs, monkeypatch):
+    """Points without a positive are known to the kernels."""
+    calls, kernels = [], backends.load("reference").binned
+    original = kernels.histogram
+    monkeypatch.setattr(kernels, "histogram", lambda *arguments: calls.append(original(*arguments)))
+    losses.HistogramLoss(pairs=pairs, backend="reference")(embeddings(9), torch.tensor([0, 0, 1, 1, 2, 3, 4, 5, 6]))
+    assert len(calls) == 1

@@ -156,6 +156,8 @@ MUTANTS = [
     (reference_binned, "histogram", added, "out", swapped, BINNED),
     (reference_binned, "histogram", added, "out", lambda out: out - out // 100_000, [FAST_AP]),
     (reference_binned, "histogram", taken, "tile", with_itself, BINNED),
+    (reference_binned, "histogram", taken, "lone", lambda lone: not lone, [HISTOGRAM]),
+    (reference_binned, "histogram_grads", taken, "lone", lambda lone: not lone, [HISTOGRAM]),
     (reference_binned, "histogram", taken, "low", lambda low: low + 1e-5, BINNED),
     *((reference_binned, "histogram_grads", added, "g", change, BINNED) for change in (flipped, scaled, forgotten, rolled)),
     (reference_binned, "histogram_grads", taken, "tables", swapped, BINNED),

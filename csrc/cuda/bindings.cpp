@@ -117,11 +117,11 @@ template <class T> Cost<T> cost_of(const CostGiven& given) {
   throw py::value_error("shape: expected hinge, squared_hinge or softplus, got " + shape);
 }
 
-Nodes nodes_of(double low, double step, int64_t number, bool per_anchor) {
+Nodes nodes_of(double low, double step, int64_t number, bool per_anchor, bool lone) {
   if (!(step > 0) || !std::isfinite(step)) throw py::value_error("step: expected a positive number, got " + std::to_string(step));
   if (!std::isfinite(low)) throw py::value_error("low: expected a finite number, got " + std::to_string(low));
   if (number < 2 || number > (1 << 24)) throw py::value_error("nodes: expected 2 to 2**24, got " + std::to_string(number));
-  return {low, step, number, per_anchor};
+  return {low, step, number, per_anchor, lone};
 }
 
 template <class T> void define_values(py::module_ m) {
@@ -215,15 +215,15 @@ template <class T> void define_pairs(py::module_ m) {
 
 template <class T> void define_binned(py::module_ m) {
   using Kernels = cuda::BinnedKernels<T>;
-  m.def("histogram", [](Queue queue, ValuesGiven tile, double low, double step, int64_t nodes, bool per_anchor, int bits,
-                        Address out, Address spoiled) {
+  m.def("histogram", [](Queue queue, ValuesGiven tile, double low, double step, int64_t nodes, bool per_anchor, bool lone,
+                        int bits, Address out, Address spoiled) {
     if (bits < 1 || bits > 50) throw py::value_error("bits: expected 1 to 50, got " + std::to_string(bits));
-    Kernels::histogram(on(queue), tile_of<T>(tile), nodes_of(low, step, nodes, per_anchor), bits, at<int64_t>(out),
+    Kernels::histogram(on(queue), tile_of<T>(tile), nodes_of(low, step, nodes, per_anchor, lone), bits, at<int64_t>(out),
                        at<bool>(spoiled));
   });
   m.def("histogram_grads", [](Queue queue, ValuesGiven tile, double low, double step, int64_t nodes, bool per_anchor,
-                              Address tables, Matrix g) {
-    Kernels::histogram_grads(on(queue), tile_of<T>(tile), nodes_of(low, step, nodes, per_anchor), at<const T>(tables),
+                              bool lone, Address tables, Matrix g) {
+    Kernels::histogram_grads(on(queue), tile_of<T>(tile), nodes_of(low, step, nodes, per_anchor, lone), at<const T>(tables),
                              start<T>(g), stride(g));
   });
 }

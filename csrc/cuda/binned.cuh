@@ -21,17 +21,18 @@ template <class T> __global__ void histogram_rows(Values<T> tile, Nodes nodes, i
   for (int64_t i = blockIdx.x; i < tile.m; i += gridDim.x) {
     const T* v = tile.v + i * tile.stride;
     const int64_t self = tile.diagonal < 0 ? -1 : tile.diagonal + i, label = tile.labels[i];
+    const bool lone = nodes.lone && label < 0;
     int64_t* of_row = out + (nodes.per_anchor ? i * size : 0);
     int64_t* to = fits ? bins : of_row;
     int bad = 0;
     for (int64_t j = threadIdx.x; j < tile.n; j += cuda::THREADS) {
       if (j == self) continue;
-      const bool finite = v[j] - v[j] == T(0);
+      const bool finite = v[j] - v[j] == T(0), same = tile.ref_labels[j] == label;
       bad |= !finite;
-      if (!finite) continue;
+      if (!finite || (same && lone)) continue;
       T share;
       const int32_t node = lower_node(v[j], low, per_step, last, share);
-      const int64_t place = node + (tile.ref_labels[j] == label ? 0 : nodes.number);
+      const int64_t place = node + (same ? 0 : nodes.number);
       const int64_t upper = rounded(double(share) * double(one));
       add_shared(to + place, one - upper);
       add_shared(to + place + 1, upper);
@@ -54,10 +55,12 @@ __global__ void histogram_grad_rows(Values<T> tile, Nodes nodes, const T* tables
   const int32_t last = int32_t(nodes.number - 1);
   const T* v = tile.v + i * tile.stride;
   const T* own = tables + (nodes.per_anchor ? i * 2 * nodes.number : 0);
+  const bool lone = nodes.lone && label < 0;
   for (int64_t j = threadIdx.x; j < tile.n; j += cuda::THREADS) {
-    if (j == self || !((v[j] >= low) & (v[j] <= high))) continue;
+    const bool same = tile.ref_labels[j] == label;
+    if (j == self || (same && lone) || !((v[j] >= low) & (v[j] <= high))) continue;
     T share;
-    const T* at = own + lower_node(v[j], low, per_step, last, share) + (tile.ref_labels[j] == label ? 0 : nodes.number);
+    const T* at = own + lower_node(v[j], low, per_step, last, share) + (same ? 0 : nodes.number);
     g[i * g_stride + j] += (at[1] - at[0]) * per_step;
   }
 }

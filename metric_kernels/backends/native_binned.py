@@ -9,9 +9,9 @@ from metric_kernels.backends.native_ordered import values
 from metric_kernels.terms import ValueTile
 
 
-def histogram(tile: ValueTile, low: float, step: float, bits: int, out: Tensor, spoiled: Tensor):
-    extension().histogram(*values(tile), low, step, bits, out.flatten(1).numpy(), spoiled.numpy())
+def histogram(tile: ValueTile, low: float, step: float, lone: bool, bits: int, out: Tensor, spoiled: Tensor):
+    extension().histogram(*values(tile), low, step, lone, bits, out.flatten(1).numpy(), spoiled.numpy())
 
 
-def histogram_grads(tile: ValueTile, low: float, step: float, tables: Tensor, g: Tensor):
-    extension().histogram_grads(*values(tile), low, step, tables.flatten(1).contiguous().numpy(), g.numpy())
+def histogram_grads(tile: ValueTile, low: float, step: float, lone: bool, tables: Tensor, g: Tensor):
+    extension().histogram_grads(*values(tile), low, step, lone, tables.flatten(1).contiguous().numpy(), g.numpy())

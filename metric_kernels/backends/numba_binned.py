@@ -10,15 +10,15 @@ from metric_kernels.backends.numba_terms import run
 from metric_kernels.terms import ValueTile
 
 
-def histogram(tile: ValueTile, low: float, step: float, bits: int, out: Tensor, spoiled: Tensor):
+def histogram(tile: ValueTile, low: float, step: float, lone: bool, bits: int, out: Tensor, spoiled: Tensor):
     shares = (kernels.CHUNK, torch.int64)
     own = 2 * out.shape[2] if len(out) == 1 else 0  # one histogram for each thread, if there is but one
     scratch = {"node": (kernels.CHUNK, torch.int32), "lower": shares, "upper": shares, "own": (own, torch.int64)}
     arrays = {"out": out.view(len(out), 2 * out.shape[2]), "spoiled": spoiled.view(torch.uint8)}
-    run(kernels.histogram, tile, (low, 1.0 / step, 2.0**bits), arrays, scratch)
+    run(kernels.histogram, tile, (low, 1.0 / step, lone, 2.0**bits), arrays, scratch)
 
 
-def histogram_grads(tile: ValueTile, low: float, step: float, tables: Tensor, g: Tensor):
+def histogram_grads(tile: ValueTile, low: float, step: float, lone: bool, tables: Tensor, g: Tensor):
     slopes = tables.diff(dim=2).flatten(1).mul_(1.0 / step)
     high = low + step * (tables.shape[2] - 1)
-    run(kernels.histogram_grads, tile, (low, 1.0 / step, high), {"slopes": slopes, "g": g}, {})
+    run(kernels.histogram_grads, tile, (low, 1.0 / step, lone, high), {"slopes": slopes, "g": g}, {})

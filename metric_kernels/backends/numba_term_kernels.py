@@ -266,22 +266,24 @@ def _node(v, low, per_step, last, real):
 
 @kernel
 def histogram(work, numbers, v, labels, ref_labels, out, spoiled, node, lower, upper, own):
-    low, per_step, unit, diagonal, nodes = numbers[0], numbers[1], np.float64(numbers[2]), work[1, 1], out.shape[1] // 2
-    whole, columns = np.int64(unit), ref_labels.shape[0]
+    low, per_step, lone, unit = numbers[0], numbers[1], numbers[2] != 0, np.float64(numbers[3])
+    diagonal, nodes, columns, whole = work[1, 1], out.shape[1] // 2, ref_labels.shape[0], np.int64(unit)
     own[:] = 0
     for i in rows(work):
         target = own if out.shape[0] == 1 else out[i]
+        alone = lone and labels[i] < 0
         for j in range(0, columns, CHUNK):
             k = min(j + CHUNK, columns)
             mine, other, itself, some = v[i][j:k], ref_labels[j:k], i + diagonal - j if diagonal >= 0 else -1, 0
             for c in range(k - j):
                 first, share = _node(mine[c], low, per_step, nodes - 1, v.dtype)
-                pair, known = c != itself, mine[c] - mine[c] == 0
+                pair, known, same = c != itself, mine[c] - mine[c] == 0, other[c] == labels[i]
                 some += pair & (not known)
+                counts = pair & known & (not (alone & same))
                 rounded = np.int64(np.rint(share * unit))
-                node[c] = first + (nodes if other[c] != labels[i] else 0)
-                upper[c] = rounded if pair & known else 0
-                lower[c] = whole - rounded if pair & known else 0
+                node[c] = first + (0 if same else nodes)
+                upper[c] = rounded if counts else 0
+                lower[c] = whole - rounded if counts else 0
             for c in range(k - j):
                 target[np.uint32(node[c])] += lower[c]
                 target[np.uint32(node[c] + 1)] += upper[c]
@@ -294,15 +296,18 @@ def histogram(work, numbers, v, labels, ref_labels, out, spoiled, node, lower, u
 
 @kernel
 def histogram_grads(work, numbers, v, labels, ref_labels, slopes, g):
-    low, per_step, high, diagonal, last = numbers[0], numbers[1], numbers[2], work[1, 1], slopes.shape[1] // 2
+    low, per_step, lone, high = numbers[0], numbers[1], numbers[2] != 0, numbers[3]
+    diagonal, last = work[1, 1], slopes.shape[1] // 2
     zero = v.dtype.type(0)
     for i in rows(work):
         mine, out, itself = v[i], g[i], i + diagonal if diagonal >= 0 else -1
-        table = slopes[i if slopes.shape[0] > 1 else 0]
+        table, alone = slopes[i if slopes.shape[0] > 1 else 0], lone and labels[i] < 0
         for j in range(ref_labels.shape[0]):
             node, _ = _node(mine[j], low, per_step, last, v.dtype)
-            slope = table[np.uint32(node + (last if ref_labels[j] != labels[i] else 0))]
-            out[j] += slope if (mine[j] >= low) & (mine[j] <= high) & (j != itself) else zero
+            same = ref_labels[j] == labels[i]
+            slope = table[np.uint32(node + (0 if same else last))]
+            counts = (mine[j] >= low) & (mine[j] <= high) & (j != itself) & (not (alone & same))
+            out[j] += slope if counts else zero
 
 
 @kernel

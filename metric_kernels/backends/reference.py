@@ -131,7 +131,7 @@ def _inputs(stage: Stage, rows: Tensor, cols: Tensor, swapped: bool = False) -> 
 
 
 def _expand(values, like: Tensor) -> list[Tensor]:
-    return [torch.as_tensor(t, dtype=like.dtype, device=like.device).expand_as(like) for t in values]
+    return [(t.to(like.dtype) if isinstance(t, Tensor) else like.new_full((), t)).expand_as(like) for t in values]
 
 
 def _pair_grad(op: Op, tile: Tile, v: Tensor, rows: Side, cols: Side, swapped: bool) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from metric_kernels.binned import soft_histogram
+from metric_kernels.binned import accumulated, soft_histogram
 from metric_kernels.checks import whole_number
 from metric_kernels.core import arithmetic
 from metric_kernels.distances import LpDistance
@@ -79,10 +79,11 @@ class DynamicSoftMarginLoss(Loss):
         return self._whole(self._of_gaps(gap, batch), batch)
 
     def _of_all(self, batch) -> Tensor:
-        nodes = [self.min_val + self.delta * b for b in range(self.num_bins + 1)]
         # A t at a node counts as above it, and hinges are of what is truly above: distances are at most 2, with this rounding.
         rounding = 4.0 * torch.finfo(arithmetic(batch.x.dtype)).eps
-        term = BatchAllTriplets("hinge", self.sign, 0.0, torch.inf, tuple(rounding - node for node in nodes))
+        nodes = self.min_val + self.delta * torch.arange(self.num_bins + 1, dtype=torch.float64, device=batch.x.device)
+        margins = tuple(rounding - (self.min_val + self.delta * b) for b in range(self.num_bins + 1))
+        term = BatchAllTriplets("hinge", self.sign, 0.0, torch.inf, margins)
         sums, counts = (t.sum(1) for t in evaluate(term, batch, self.distance, self.backend))
         sums = sums - rounding * counts
         positives, negatives = batch.numbers()
@@ -90,13 +91,13 @@ class DynamicSoftMarginLoss(Loss):
         # Shares of the nodes above each node but the last: clamp((t - node) / delta, 0, 1), summed.
         above = -sums.detach().diff() / self.delta
         histogram = self._updated(torch.cat((number - above[:1], -above.diff(), above[-1:])).clamp(min=0.0), number)
-        beyond = sums + counts * sums.new_tensor(nodes)  # the sum of all t above each node
+        beyond = sums + counts * nodes  # the sum of all t above each node
         return (histogram * beyond).sum() / number.clamp(min=1.0)
 
     def _of_gaps(self, gap: Tensor, batch) -> Tensor:
         nodes = self.num_bins + 1
         histogram = soft_histogram(gap.detach(), self.min_val, self.delta, nodes)
-        weights = pad(self._updated(histogram, histogram.sum()).cumsum(0), (1, 0))
+        weights = pad(accumulated(self._updated(histogram, histogram.sum())), (1, 0))
         place = ((gap.detach().double() - self.min_val) / self.delta).nan_to_num(0.0).floor().clamp(-1, nodes - 1).long()
         return (weights[place + 1] * gap).sum() / max(len(gap), 1)
 
@@ -106,7 +107,9 @@ class DynamicSoftMarginLoss(Loss):
         momentum = torch.where(old.sum() == 0, 1.0, self.momentum)
         new = (1.0 - momentum) * old + momentum * histogram
         new = torch.where((number > 0) & new.isfinite().all(), new / new.sum().clamp(min=1e-300), old)
-        if self.training:
+        if self.training and self.histogram.device == new.device:
+            self.histogram.copy_(new)  # which a CUDA graph knows by its address
+        elif self.training:
             self.histogram = new
         return new
 

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor
 
 from metric_kernels import fn
-from metric_kernels.binned import PairHistogram, soft_histogram
+from metric_kernels.binned import PairHistogram, accumulated, soft_histogram
 from metric_kernels.checks import whole_number
 from metric_kernels.losses._base import Loss
 from metric_kernels.terms import evaluate
@@ -105,29 +103,17 @@ class HistogramLoss(Loss):
 
     def _compared(self, positive: Tensor, negative: Tensor) -> Tensor:
         if self.kernel == "step":
-            return (negative * positive.cumsum(0)).sum()
+            return (negative * accumulated(positive)).sum()
         node = -1.0 + self.delta * torch.arange(self.nodes, dtype=positive.dtype, device=positive.device)
         gap = self._number("margin") - node[:, None] + node
         cost = torch.relu(gap) if self.kernel == "linear" else fn.softplus(self._number("alpha") * gap)
         return positive @ cost @ negative
 
     def _counted(self, batch) -> tuple[Tensor, Tensor]:
-        positive, negative = self._of(batch)
-        if self.pairs == "all":
-            return positive, negative
-        lone = batch.numbers()[0] == 0
-        if torch.compiler.is_compiling():
-            # In one class, points without a positive have negatives among the others only.
-            ordered = batch.labels.sort().values
-            merged = copy.copy(batch)
-            merged.targets = merged.ref_labels = torch.where(lone, -1, torch.searchsorted(ordered, batch.labels))
-            return positive, self._of(merged)[1]
-        if lone.sum() > 1:
-            negative = negative - self._of(batch.part(lone))[1]
-        return positive, negative
-
-    def _of(self, batch) -> tuple[Tensor, Tensor]:
-        (found,), _ = evaluate(PairHistogram(-1.0, self.delta, self.nodes, False), batch, self.distance, self.backend)
+        """By class, where points without a positive have negatives among the others only, or as it is."""
+        lone = self.pairs == "triplets"
+        term = PairHistogram(-1.0, self.delta, self.nodes, False, lone)
+        (found,), _ = evaluate(term, batch.merged() if lone else batch, self.distance, self.backend)
         return found.unbind(0)
 
     def _listed(self, batch) -> tuple[Tensor, Tensor]:

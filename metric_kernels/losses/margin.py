@@ -105,7 +105,7 @@ class MarginLoss(SampledTripletLoss):
         reducer = self._reducers()
         if self._listed(batch, reducer[0]) or reducer[1].needs_each or not self._closed(reducer[0]):
             return self._of_list(batch, reducer)
-        beta = self._thresholds(batch.labels, len(batch.x))
+        beta = self._thresholds(batch)
         number = [n.double() for n in batch.numbers()]
         sums, counts, active = self._sums_of(batch, beta, number)
         main, regular = _divided(reducer, active.sum())
@@ -138,24 +138,25 @@ class MarginLoss(SampledTripletLoss):
         counts = positives * negatives - (positives - far_count) * (negatives - near_count)
         return negatives * far + positives * near, counts, negatives * far_count + positives * near_count
 
-    def _thresholds(self, labels: Tensor | None, size: int) -> Tensor:
+    def _thresholds(self, batch) -> Tensor:
         """The beta of each of the anchors."""
-        if len(self.beta) == 1:
-            return self.beta.expand(size)
+        beta, labels = self.beta.to(batch.x.device), batch.labels
+        if len(beta) == 1:
+            return beta.expand(len(batch.x))
         if labels is None:
             raise ValueError("labels: expected them, since there is a beta for each class, got None")
-        return of_classes(self.beta, labels, "beta")
+        return of_classes(beta, labels, "beta")
 
     def _of_list(self, batch, reducer):
         triplets = self._triplets(batch)
         margin = self._number("margin")
         positive, negative = self._values(batch, triplets)
-        beta = self._thresholds(batch.labels, len(batch.x)).to(positive.dtype)[triplets.anchors]
+        beta = self._thresholds(batch).to(positive.dtype)[triplets.anchors]
         far = torch.relu(self.sign * (positive - beta) + margin)
         near = torch.relu(self.sign * (beta - negative) + margin)
         found = {"margin_loss": (far + near, tuple(triplets), "triplet")}
         if self.learn_beta and len(self.beta) == 1:
-            penalty = self._number("nu") * self.beta.to(positive.dtype)[0]
+            penalty = self._number("nu") * self.beta.to(positive)[0]
             found["beta_reg_loss"] = (penalty if len(triplets.anchors) else penalty * 0.0, None, "already_reduced")
         elif self.learn_beta:
             found["beta_reg_loss"] = (self._number("nu") * beta, triplets.anchors, "element")

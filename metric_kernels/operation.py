@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metric_kernels.caller import Caller, as_called
 from metric_kernels.core import no_autocast
 from metric_kernels.once import once
 
@@ -115,13 +116,14 @@ class _Eager(torch.autograd.Function):
     @staticmethod
     def forward(ctx, operation, *arguments):
         tensors, ctx.numbers = arguments[: operation.arity], arguments[operation.arity :]
-        ctx.operation, ctx.kernels = operation, operation.choose(tensors[0])
+        ctx.operation, ctx.kernels, ctx.caller = operation, operation.choose(tensors[0]), Caller()
         outputs = operation.run(ctx.kernels, arguments)
         ctx.save_for_backward(*tensors, *outputs)
         ctx.mark_non_differentiable(*outputs[1:])
         return outputs
 
     @staticmethod
+    @as_called
     def backward(ctx, grad, *_):
         tensors, outputs = ctx.saved_tensors[: ctx.operation.arity], ctx.saved_tensors[ctx.operation.arity :]
         wanted = ctx.needs_input_grad[1 : 1 + len(tensors)]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from metric_kernels import backends, core
+from metric_kernels.caller import Caller, as_called
 from metric_kernels.language import Formula, Op, formula
 from metric_kernels.metrics import METRICS, Dot
 from metric_kernels.once import once
@@ -151,13 +152,14 @@ class _RowStats(torch.autograd.Function):
         with core.no_autocast(x.device.type):
             run = Run(call)
             rows, cols = run.forward(keep=any(ctx.needs_input_grad[:2]))
-        ctx.call, ctx.held = call.emptied(), (run, None if cols is rows else cols)
+        ctx.call, ctx.held, ctx.caller = call.emptied(), (run, None if cols is rows else cols), Caller()
         ctx.save_for_backward(x, y, *rows)
         ctx.mark_non_differentiable(rows.index)
         # One output a statistic: autograd would stack and unstack a matrix of them op by op.
         return *rows.values.unbind(0), rows.index
 
     @staticmethod
+    @as_called
     def backward(ctx, *grads):
         return *_pulled(ctx, torch.stack(grads[:-1]).detach()), None
 
@@ -166,7 +168,7 @@ class _RowLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, y, call, epilogue):
         wanted = any(ctx.needs_input_grad[:2])
-        ctx.call, ctx.epilogue = call.emptied(), epilogue
+        ctx.call, ctx.epilogue, ctx.caller = call.emptied(), epilogue, Caller()
         with core.no_autocast(x.device.type):
             run = Run(call)
             step = run.step(epilogue) if wanted else None
@@ -182,6 +184,7 @@ class _RowLoss(torch.autograd.Function):
         return loss
 
     @staticmethod
+    @as_called
     def backward(ctx, grad):
         if not ctx.stepped:
             return *_pulled(ctx, (ctx.saved_tensors[-1] * grad).detach()), None, None

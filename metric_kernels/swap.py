@@ -13,6 +13,7 @@ from torch import Tensor
 
 from metric_kernels import core
 from metric_kernels.batch import Batch
+from metric_kernels.caller import Caller, as_called
 from metric_kernels.distances import Distance
 from metric_kernels.once import once
 from metric_kernels.ordered import SLOPES, BatchAllTriplets, positive_columns
@@ -40,7 +41,7 @@ def swapped_sums(term: BatchAllTriplets, batch: Batch, distance: Distance) -> tu
 class _Swapped(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, y, term, distance, labels):
-        ctx.options = term, distance, labels
+        ctx.options, ctx.caller = (term, distance, labels), Caller()
         ctx.save_for_backward(x, y)
         x, y = _in_arithmetic(x, y)
         # A NaN must reach the loss even of an anchor without triplets.
@@ -56,6 +57,7 @@ class _Swapped(torch.autograd.Function):
         return totals[None], counts[None]
 
     @staticmethod
+    @as_called
     def backward(ctx, grads, _):
         given = ctx.saved_tensors
         term, distance, labels = ctx.options

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from metric_kernels import core
 from metric_kernels.batch import Batch
+from metric_kernels.caller import Caller, as_called
 from metric_kernels.once import once
 from metric_kernels.rowstats import (
     ARGUMENTS,
@@ -151,12 +152,13 @@ class _Evaluate(torch.autograd.Function):
             run = _TermRun(call)
             stepped = run.step() if summed and wanted else None
             values, counts, saved = (*stepped, ()) if stepped else run.forward(keep=wanted)
-        ctx.call, ctx.held, ctx.stepped = call.emptied(), run, stepped is not None
+        ctx.call, ctx.held, ctx.stepped, ctx.caller = call.emptied(), run, stepped is not None, Caller()
         ctx.save_for_backward(x, y, *saved)
         ctx.mark_non_differentiable(counts)
         return values, counts
 
     @staticmethod
+    @as_called
     def backward(ctx, grads, _):
         x, y, *saved = ctx.saved_tensors
         with torch.no_grad(), core.no_autocast(x.device.type):

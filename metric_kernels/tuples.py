@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from metric_kernels.caller import Caller, as_called
 from metric_kernels.core import NOISE, arithmetic, no_autocast, workspace
 from metric_kernels.distances import Distance
 from metric_kernels.language import Formula, Stage
@@ -262,7 +263,7 @@ class _OfRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, y, function, anchors, others):
-        ctx.function = function
+        ctx.function, ctx.caller = function, Caller()
         ctx.save_for_backward(x, y, anchors, others)
         out = x.new_empty(len(anchors))
         for at in _chunks(x, len(anchors)):
@@ -270,6 +271,7 @@ class _OfRows(torch.autograd.Function):
         return out
 
     @staticmethod
+    @as_called
     def backward(ctx, grad):
         x, y, anchors, others = ctx.saved_tensors
         wanted = ctx.needs_input_grad

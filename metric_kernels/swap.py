@@ -41,7 +41,7 @@ def swapped_sums(term: BatchAllTriplets, batch: Batch, distance: Distance) -> tu
 class _Swapped(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, y, term, distance, labels):
-        ctx.options, ctx.caller = (term, distance, labels), Caller()
+        ctx.options = term, distance, labels
         ctx.save_for_backward(x, y)
         x, y = _in_arithmetic(x, y)
         # A NaN must reach the loss even of an anchor without triplets.
@@ -53,6 +53,7 @@ class _Swapped(torch.autograd.Function):
                 total, count = _share(term, distance, tile, y, columns)
                 totals[tile.rows] += total
                 counts[tile.rows] += count
+        ctx.caller = Caller()
         ctx.mark_non_differentiable(counts)
         return totals[None], counts[None]
 

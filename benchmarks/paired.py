@@ -21,8 +21,8 @@ from metric_kernels.reducers import MeanReducer
 # Where SigLIP's parameters begin.
 SCALE, BIAS = 10.0, -10.0
 TEMPERATURE = 0.07
-# As learned: cosines of 0.8 for points that belong together.
-_NOISE = 0.75
+# Of points that belong together; more would leave nothing to learn at the smaller batches.
+_COSINE = 0.6
 
 
 class SigmoidLoss(losses.PairLoss):
@@ -61,7 +61,7 @@ def info_nce(x: Tensor, y: Tensor) -> Tensor:
 def sets(batch: int, dim: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     x, noise = F.normalize(torch.randn(2, batch, dim, generator=generator), dim=2)
-    return x, F.normalize(x + _NOISE * noise)
+    return x, F.normalize(_COSINE * x + (1 - _COSINE**2) ** 0.5 * noise)
 
 
 def between(loss: losses.Loss, number: int, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:

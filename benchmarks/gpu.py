@@ -24,14 +24,14 @@ from typing import Any
 
 import torch
 
-from benchmarks import gpu_bars, gpu_jobs, gpu_work, pictures
+from benchmarks import gpu_bars, gpu_jobs, gpu_work
 from benchmarks.cases import Case
 from benchmarks.gpu_jobs import Job
 from benchmarks.records import DEFAULT, KEY, Records, origin
 
 MEASURED = ("median_ms", "count", "tflops", "product_share", "copy_share", "peak_mb", "loss_error", "grad_error", "note")
 # Seconds: of a job with all that is compiled for it, of the start of a process, and the share of the time for compiling ahead.
-LIMIT_S, START_S, AHEAD = 60.0, 120.0, 0.2
+LIMIT_S, START_S, AHEAD = 90.0, 120.0, 0.2
 # A process that compiles does little else.
 MOST_PROCESSES = 12
 
@@ -73,7 +73,11 @@ def supervise(records: GpuRecords, todo: Sequence[Job], deadline: float, start: 
     while done < len(todo) and time.monotonic() < deadline:
         process, rows = start(todo[done:])
         try:
-            records.device = _received(process, rows, min(START_S, deadline - time.monotonic()))
+            try:
+                records.device = _received(process, rows, min(START_S, deadline - time.monotonic()))
+            except (TimeoutError, EOFError) as error:
+                print(f"benchmarks.gpu: no process could be started: {error or 'no time'}", file=sys.stderr)
+                return done
             while done < len(todo):
                 left = deadline - time.monotonic()
                 try:
@@ -95,7 +99,7 @@ def supervise(records: GpuRecords, todo: Sequence[Job], deadline: float, start: 
                 break
         finally:
             process.kill()
-            process.join()
+            process.join(START_S)
             rows.close()
     return done
 
@@ -105,7 +109,7 @@ def _received(process: Any, rows: Connection, seconds: float) -> Any:
         raise TimeoutError
     try:
         return rows.recv()
-    except EOFError:
+    except (EOFError, OSError):
         process.join(START_S)
         raise EOFError(f"its process ended with exit code {process.exitcode}") from None
 
@@ -140,14 +144,18 @@ def main() -> int:
 
 
 def report(records: GpuRecords, chosen: list[Case], left: Sequence[Job], options: argparse.Namespace) -> int:
-    """Draws, says what is left, and checks the bars."""
-    pictures.gpu(records, options.results / "gpu.png")
-    pictures.gpu_terms(records, options.results / "gpu_terms.png")
+    """Says what is left, checks the bars, and draws."""
     if left:
         case = left[0][0]
         start = options.start + chosen.index(case)
         print(f"{len(left)} jobs are left, from {case.loss} {case.shape} on; --start {start} goes on with them")
-    return gpu_bars.main(records.path)
+    status = gpu_bars.main(records.path)
+    # Only here, so that processes that measure need not wait for matplotlib.
+    from benchmarks import pictures
+
+    pictures.gpu(records, options.results / "gpu.png")
+    pictures.gpu_terms(records, options.results / "gpu_terms.png")
+    return status
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import gc
-import importlib.metadata
+import shutil
 import statistics
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
@@ -35,14 +35,19 @@ KEEPS_PAIRS = ("triton a", "cuda")
 
 
 def device() -> Row:
+    import triton
+
+    known = {"device": torch.cuda.get_device_name(), "cuda": torch.version.cuda or "", "triton": triton.__version__}
+    return known | {"driver": driver()}
+
+
+def driver() -> str:
+    """Its version, or nothing where nobody tells."""
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.splitlines()
-    return {
-        "device": torch.cuda.get_device_name(),
-        "driver": driver[0] if driver else "",
-        "cuda": torch.version.cuda or "",
-        "triton": importlib.metadata.version("triton"),
-    }
+    if not shutil.which(query[0]):
+        return ""
+    found = subprocess.run(query, capture_output=True, text=True, check=False).stdout.splitlines()
+    return found[0] if found else ""
 
 
 @contextmanager
@@ -179,7 +184,10 @@ def work(send: Callable[[Row | None], None], todo: Sequence[Job], each_s: float)
             floor_ms, unknown = attempt(floor, case.batch, case.dim, case.dtype)
             true, unchecked = attempt(truth, case, inputs) if inputs else (None, "")
             for job in group:
-                row, note = None, failed or unknown or provider_of(job).refuse(case)
+                row, note = None, failed or unknown
+                if not note:
+                    reason, error = attempt(provider_of(job).refuse, case)
+                    note = reason or error
                 if not note:
                     row, note = attempt(measure, job, inputs, true, Scale(floor_ms, bandwidth), each_s)
                 row = row or {"note": note}

@@ -1,6 +1,6 @@
 """The backward pass sees what was chosen around the forward pass: on a GPU autograd runs it on a thread of its own.
 
-Context variables (the backend, the workspace, the form of the Triton kernels) belong to a thread.
+Context variables, here the backend and the workspace, belong to a thread.
 """
 
 from __future__ import annotations

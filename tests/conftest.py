@@ -59,7 +59,7 @@ def _poisoned_memory():
     is left alone, since Numba looks its functions up in there.
     """
     # The plain formulas that kernels are compared with have no deterministic form on a GPU.
-    torch.use_deterministic_algorithms(True, warn_only=DEVICE == "cuda")
+    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     torch.utils.deterministic.fill_uninitialized_memory = True
     with pytest.MonkeyPatch.context() as patch:
         try:

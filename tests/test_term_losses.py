@@ -3,7 +3,7 @@
 import pytest
 import torch
 from accuracy import HALVES, assert_accurate
-from cases import BACKENDS, SLOW_NUMBA, TERM_LOSSES, value_and_grads
+from cases import BACKENDS, COMPILED, SLOW_NUMBA, TERM_LOSSES, value_and_grads
 from oracles import TERM_ORACLES
 from term_cases import CASES, CASES_AND_PAIR_VALUES, PARAMS, build, oracle
 from term_dense import DEFAULT, DENSE, dense
@@ -82,7 +82,7 @@ def test_ragged_tiles(name, params, shape, backend, dtype, workspace):
 
 @pytest.mark.parametrize("name", TERM_LOSSES)
 def test_a_kept_matrix_of_more_than_one_tile(name):
-    loss = build(name, PARAMS[name], backend="native")
+    loss = build(name, PARAMS[name], backend=COMPILED)
     x, labels, *_ = sets(torch.float64, *LARGE)
     actual = value_and_grads(lambda x: loss(x, labels), x)
     with use_workspace(0):
@@ -94,7 +94,7 @@ def test_a_kept_matrix_of_more_than_one_tile(name):
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("name, params, shape", shapes(CASES, RAGGED[:1]))
 def test_half_precision(name, params, shape, dtype):
-    check_dense(name, params, shape, dtype, backend="native")
+    check_dense(name, params, shape, dtype, backend=COMPILED)
 
 
 # FastAP and the dynamic soft margin have a range of Euclidean distances, the histogram one of similarities.

@@ -159,8 +159,12 @@ def jobs(chosen: Iterable[Case]) -> list[Job]:
 
 
 def kernels(todo: Iterable[Job], batch: int = 256) -> list[Job]:
-    """Small jobs that compile the Triton kernels of others: a kernel knows the coordinates, but not the number of points."""
-    return list(dict.fromkeys((replace(case, batch=batch), provider) for case, provider in todo if provider in TRITON))
+    """Small jobs that compile the Triton kernels of others: a kernel knows the coordinates, but not the number of points.
+
+    Those of form (b) come first, since they take longer.
+    """
+    small = dict.fromkeys((replace(case, batch=batch), provider) for case, provider in todo if provider in TRITON)
+    return sorted(small, key=lambda job: job[1], reverse=True)
 
 
 def inputs(case: Case, dtype: torch.dtype) -> list[Tensor]:

@@ -210,16 +210,17 @@ def tidy(provider: str, inputs: Sequence[Tensor]) -> None:
     torch.cuda.empty_cache()
 
 
-def compile_kernels(job: Job) -> None:
-    """Runs a step, for what the compiler leaves on disk. What it raises will be raised again where it is measured."""
+def compile_kernels(todo: Sequence[Job]) -> None:
+    """Runs steps, for what the compiler leaves on disk. What one raises will be raised again where it is measured."""
+    for job in todo:
+        attempt(run_once, job)
+
+
+def run_once(job: Job) -> None:
     case, _ = job
-
-    def run() -> None:
-        with multiplied(case.dtype) as dtype:
-            provider_of(job).step(case, *gpu_jobs.inputs(case, dtype))()
-        torch.cuda.synchronize()
-
-    attempt(run)
+    with multiplied(case.dtype) as dtype:
+        provider_of(job).step(case, *gpu_jobs.inputs(case, dtype))()
+    torch.cuda.synchronize()
 
 
 def serve(connection: Any, todo: Sequence[Job], each_s: float) -> None:

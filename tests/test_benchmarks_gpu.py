@@ -210,12 +210,25 @@ def test_peers_that_are_not_installed(monkeypatch):
 
 @pytest.fixture
 def on_cpu(monkeypatch):
-    """Steps take 2 ms each, whatever they do, and memory is counted from the gradients."""
+    """By the clock steps take 2 ms each, whatever they do, and 3 MB."""
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            pass
+
+        synchronize = record
+
+        def elapsed_time(self, end):
+            return 2.0
+
     monkeypatch.setattr(gpu_jobs, "DEVICE", "cpu")
     monkeypatch.setattr(gpu_jobs, "memory", lambda: 1 << 34)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "none")
-    monkeypatch.setattr(gpu_work, "milliseconds", lambda step, budget_s: step() is None and [] or [2.0] * 3)
-    monkeypatch.setattr(gpu_work, "copy_bytes_per_ms", lambda: 1e9)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(gpu_work, "copy_bytes_per_ms", functools.partial(gpu_work.copy_bytes_per_ms, size=1000))
     for name in ("synchronize", "reset_peak_memory_stats", "empty_cache"):
         monkeypatch.setattr(torch.cuda, name, lambda: None)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 1_000_000)
@@ -266,7 +279,7 @@ def test_rows(on_cpu, monkeypatch, kind):
     assert (right["median_ms"], right["count"], right["peak_mb"]) == ("2", "3", "3")
     assert float(right["product_share"]) == 3.0  # three products of 2 ms
     assert float(right["tflops"]) == pytest.approx(6e-9 * 128**2 * 16 / 2, rel=1e-3)
-    assert float(right["copy_share"]) == pytest.approx(20 * 128**2 / 1e9 / 2, rel=1e-3)
+    assert float(right["copy_share"]) == pytest.approx(20 * 128**2 / 1000 / 2, rel=1e-3)
     assert float(right["loss_error"]) < 0.01 and not right.get("note")
     assert "another loss" in found["wrong"]["note"] and "median_ms" not in found["wrong"]
     assert found["failing"] == {"note": "RuntimeError: out of memory"} and found["refused"] == {"note": "not here"}
@@ -426,18 +439,22 @@ def test_a_process_that_does_not_start(tmp_path, capsys):
     assert "no process could be started: its process ended with exit code 5" in capsys.readouterr().err
 
 
-def sleeps(job):
-    time.sleep(job)
+def leaves_files(todo):
+    for path, seconds in todo:
+        time.sleep(seconds)
+        path.touch()
 
 
-def test_compiling_ahead(capsys, monkeypatch):
+def test_compiling_ahead(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(gpu, "MOST_PROCESSES", 2)
-    monkeypatch.setattr(gpu_work, "compile_kernels", sleeps)
-    gpu.compile_ahead([0.0, 0.0, 0.0], 60.0)
-    gpu.compile_ahead([600.0], 1.0)
+    monkeypatch.setattr(gpu.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(gpu_work, "compile_kernels", leaves_files)
+    gpu.compile_ahead([(tmp_path / name, 0.0) for name in "abc"], 120.0)
+    assert {path.name for path in tmp_path.iterdir()} == {*"abc"}
+    gpu.compile_ahead([(tmp_path / "d", 600.0)], 1.0)
     first, second = capsys.readouterr().out.splitlines()
-    assert "compiling 3 steps ahead, 2 at a time: done" in first and "stopped after" in second
-    assert not multiprocessing.active_children()
+    assert "compiled 3 steps ahead, 2 at a time" in first and "; 0 of them were stopped" in first
+    assert "; 0 of them were stopped" not in second and not multiprocessing.active_children()
 
 
 def test_a_step_that_compiles_kernels(on_cpu, monkeypatch):
@@ -448,8 +465,10 @@ def test_a_step_that_compiles_kernels(on_cpu, monkeypatch):
         return lambda: 1 / 0
 
     monkeypatch.setattr(gpu_jobs, "providers", lambda loss: {"triton b": Provider(step, lambda case: None)})
-    for job in gpu_jobs.kernels([(Case("SupConLoss", 65536, 16, kind), "triton b") for kind in ("bfloat16", "tf32")]):
-        gpu_work.compile_kernels(job)
+    todo = [(Case("SupConLoss", 65536, 16, kind), name) for kind in ("bfloat16", "tf32") for name in gpu_jobs.TRITON]
+    small = gpu_jobs.kernels(todo)
+    assert [name for _, name in small] == ["triton b"] * 2 + ["triton a"] * 2
+    gpu_work.compile_kernels(small[:2])
     assert [(case.batch, *rest) for case, *rest in ran] == [(256, torch.bfloat16, "highest"), (256, torch.float32, "high")]
 
 

@@ -6,7 +6,7 @@ import importlib.util
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import product
 
 import torch
@@ -169,5 +169,12 @@ def kernels(todo: Iterable[Job], batch: int = 256) -> list[Job]:
 
 def inputs(case: Case, dtype: torch.dtype) -> list[Tensor]:
     """Those of a case, on the device, in a type."""
-    found = replace(case, dtype=str(dtype).removeprefix("torch.")).inputs()
-    return [t.detach().to(DEVICE).requires_grad_(t.requires_grad) for t in found]
+    family = next((family for family in (PAIRED, TERMS) if case.loss in family), LOSSES)
+    found = _drawn(replace(case, loss=next(iter(family)), dtype="float32"))
+    return [t.detach().to(DEVICE, dtype if t.requires_grad else t.dtype).requires_grad_(t.requires_grad) for t in found]
+
+
+@lru_cache(maxsize=1)
+def _drawn(case: Case) -> tuple[Tensor, ...]:
+    """Random numbers for the largest batches take seconds, and several losses have the same."""
+    return case.inputs()

@@ -183,29 +183,33 @@ def work(send: Callable[[Row | None], None], todo: Sequence[Job], each_s: float)
             inputs, failed = attempt(gpu_jobs.inputs, case, dtype)
             floor_ms, unknown = attempt(floor, case.batch, case.dim, case.dtype)
             true, unchecked = attempt(truth, case, inputs) if inputs else (None, "")
+            attempt(tidy, "", inputs or (), bool(failed or unknown or unchecked))
             for job in group:
-                row, note = None, failed or unknown
-                if not note:
-                    reason, error = attempt(provider_of(job).refuse, case)
-                    note = reason or error
-                if not note:
-                    row, note = attempt(measure, job, inputs, true, Scale(floor_ms, bandwidth), each_s)
-                row = row or {"note": note}
-                if unchecked and "median_ms" in row:
+                reason, error = attempt(provider_of(job).refuse, case)
+                if reason:
+                    send({"note": reason})
+                    continue
+                row, error = None, failed or unknown or error
+                if not error:
+                    row, error = attempt(measure, job, inputs, true, Scale(floor_ms, bandwidth), each_s)
+                if row is None:
+                    row = {"note": error}
+                elif unchecked and "median_ms" in row:
                     row["note"] = f"not compared with float64: {unchecked}"
                 send(row)
-                _, lost = attempt(tidy, job[1], inputs or ())
+                _, lost = attempt(tidy, job[1], inputs or (), "median_ms" not in row)
                 if lost:
                     send(None)
                     return
 
 
-def tidy(provider: str, inputs: Sequence[Tensor]) -> None:
+def tidy(provider: str, inputs: Sequence[Tensor], failed: bool) -> None:
     """Leaves the device as if the provider had not been there; raises if it has broken it."""
     _forget_gradients(inputs)
     if provider == "compile":
         torch.compiler.reset()
-    gc.collect()
+    if failed or provider == "compile":  # what went wrong may be in a circle with the tensors that it was about
+        gc.collect()
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
 

@@ -54,6 +54,15 @@ def test_the_bars_come_first_and_no_case_twice():
     assert all((case.batch, case.dtype) == (65536, "float32") for case in found[-24:])
 
 
+def test_inputs_are_those_of_the_case(monkeypatch):
+    monkeypatch.setattr(gpu_jobs, "DEVICE", "cpu")
+    for loss in ("CircleLoss", "InfoNCELoss", "HistogramLoss"):
+        for dtype in (torch.float32, torch.bfloat16):
+            case = gpu_jobs.sized(loss, 24, 8, str(dtype).removeprefix("torch."))
+            for found, expected in zip(gpu_jobs.inputs(case, dtype), case.inputs(), strict=True):
+                assert torch.equal(found, expected) and found.requires_grad == expected.requires_grad and found.is_leaf
+
+
 def test_jobs():
     todo = gpu_jobs.jobs(gpu_jobs.FIRST)
     names = {loss: [name for case, name in todo if case.loss == loss] for loss in (*gpu_jobs.LOSSES[:1], *PAIRED, *TERMS)}
@@ -328,7 +337,8 @@ def test_what_fails_leaves_no_tensors(on_cpu, monkeypatch):
     def step(case, x, labels):
         large = torch.zeros(1234, 3)
         kept.append(torch._C._WeakTensorRef(large))
-        raise RuntimeError(f"no room beside {len(large)}")
+        error = RuntimeError(f"no room beside {len(large)}")
+        raise error
 
     monkeypatch.setattr(gpu_jobs, "providers", lambda loss: {"eager": Provider(step, lambda case: None)})
     assert worked([(CASE, "eager")])[CASE, "eager"]["note"] == "RuntimeError: no room beside 1234"

@@ -16,7 +16,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -27,6 +27,7 @@ import torch
 from benchmarks import gpu_bars, gpu_jobs, gpu_work
 from benchmarks.cases import Case
 from benchmarks.gpu_jobs import Job
+from benchmarks.gpu_work import Row
 from benchmarks.records import DEFAULT, KEY, Records, origin
 
 MEASURED = ("median_ms", "count", "tflops", "product_share", "copy_share", "peak_mb", "loss_error", "grad_error", "note")
@@ -41,13 +42,13 @@ class GpuRecords(Records):
 
     def __init__(self, path: Path):
         super().__init__(path)
-        self.device: dict[str, str] = {}
+        self.device: Row = {}
 
-    def origin(self) -> dict[str, str]:
+    def origin(self) -> Row:
         known = origin()
         return {k: known[k] for k in ("torch", "version", "date")} | self.device
 
-    def keep(self, job: Job, row: dict[str, str]) -> None:
+    def keep(self, job: Job, row: Row) -> None:
         case, provider = job
         self.update(case.by(provider), dict.fromkeys(MEASURED, "") | row)
         self.save()
@@ -71,47 +72,43 @@ def supervise(records: GpuRecords, todo: Sequence[Job], deadline: float, start: 
     """Has jobs done until the time is up, by another process after one that hung or died. Returns the number of those done."""
     done = 0
     while done < len(todo) and time.monotonic() < deadline:
-        process, rows = start(todo[done:])
+        process, connection = start(todo[done:])
         try:
-            try:
-                records.device = _received(process, rows, min(START_S, deadline - time.monotonic()))
-            except (TimeoutError, EOFError) as error:
-                print(f"benchmarks.gpu: no process could be started: {error or 'no time'}", file=sys.stderr)
+            rows = _received(process, connection, deadline, limit_s)
+            first = next(rows, {"note": "the time is up"})
+            if "device" not in first:
+                print(f"benchmarks.gpu: no process could be started: {first['note']}", file=sys.stderr)
                 return done
-            while done < len(todo):
-                left = deadline - time.monotonic()
-                try:
-                    row = _received(process, rows, min(limit_s, left))
-                except TimeoutError:
-                    if left <= limit_s:
-                        return done
-                    row = {"note": f"did not end within {limit_s:g} s"}
-                except EOFError as error:
-                    row = {"note": str(error)}
-                else:
-                    if row is None:  # asks for another process
-                        break
-                    records.keep(todo[done], row)
-                    done += 1
-                    continue
-                records.keep(todo[done], row)
+            records.device = first
+            for job, row in zip(todo[done:], rows):
+                records.keep(job, row)
                 done += 1
-                break
         finally:
             process.kill()
             process.join(START_S)
-            rows.close()
+            connection.close()
     return done
 
 
-def _received(process: Any, rows: Connection, seconds: float) -> Any:
-    if not rows.poll(max(seconds, 0.0)):
-        raise TimeoutError
-    try:
-        return rows.recv()
-    except (EOFError, OSError):
-        process.join(START_S)
-        raise EOFError(f"its process ended with exit code {process.exitcode}") from None
+def _received(process: Any, connection: Connection, deadline: float, limit_s: float) -> Iterator[Row]:
+    """What a process sends: the device and then rows, the last of which says why there are no more if it hung or died."""
+    limit = START_S
+    while True:
+        left = deadline - time.monotonic()
+        if not connection.poll(max(0.0, min(limit, left))):
+            if left > limit:
+                yield {"note": f"did not end within {limit:g} s"}
+            return
+        try:
+            row = connection.recv()
+        except (EOFError, OSError):
+            process.join(START_S)
+            yield {"note": f"its process ended with exit code {process.exitcode}"}
+            return
+        if row is None:  # it asks for another process
+            return
+        yield row
+        limit = limit_s
 
 
 def compile_ahead(todo: Sequence[Job], seconds: float) -> None:

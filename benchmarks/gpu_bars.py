@@ -49,7 +49,8 @@ def best(records: Records, case: Case) -> Case | None:
 
 def main(path: Path = DEFAULT / "gpu.csv") -> int:
     found = list(bars(Records(path)))
-    print(*found, sep="\n")
+    for bar in found:
+        print(bar)
     passed = sum(bar.passed for bar in found)
     print(f"{passed} of {len(found)} bars pass" if found else "no bar was measured")
     return int(passed < len(found) or not found)

@@ -11,6 +11,7 @@ from term_truth import LOOPS, check, check_dense, known, sets, shapes, slow_if
 
 from metric_kernels import losses, use_workspace
 from metric_kernels.distances import LpDistance
+from metric_kernels.terms import _doubled, running_sums
 
 # The C++ kernels work on chunks of 512 columns, and tiles of a recomputed matrix have 16 rows. See also LOOPS.
 RAGGED = [(33, None, "unbalanced"), (123, None, "halves"), (622, None, "pairs"), (40, 601, "pairs")]
@@ -125,3 +126,16 @@ def test_values_near_the_largest_number(backend):
     distance = LpDistance(p=1, normalize_embeddings=False)
     assert losses.SemiHardTripletLoss(distance=distance, backend=backend)(x, labels).isfinite()
     assert losses.TripletMarginLoss(distance=distance, backend=backend)(x, labels).isfinite()
+
+
+@pytest.mark.parametrize("shape", [(0,), (1,), (2,), (101,), (5, 11), (3, 2, 64), (2, 1000)], ids=str)
+def test_running_sums(shape):
+    """As on a GPU and as on a processor: after a NaN all is NaN, before it nothing."""
+    values = torch.rand(shape, dtype=torch.float64)
+    values[..., 7:8] = torch.nan
+    leaf = values.nan_to_num(0.5).requires_grad_()
+    for found, expected in ((running_sums(values), values.cumsum(-1)), (_doubled(values), values.cumsum(-1))):
+        torch.testing.assert_close(found, expected, rtol=1e-14, atol=0.0, equal_nan=True)
+    weights = torch.rand(shape, dtype=torch.float64)
+    grads = [torch.autograd.grad((f(leaf) * weights).sum(), leaf)[0] for f in (_doubled, lambda t: t.cumsum(-1))]
+    torch.testing.assert_close(*grads, rtol=1e-13, atol=0.0)

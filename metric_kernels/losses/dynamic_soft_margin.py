@@ -14,7 +14,7 @@ from metric_kernels.distances import LpDistance
 from metric_kernels.extremes import extremes_of
 from metric_kernels.losses._base import Loss, check_unit_distance
 from metric_kernels.ordered import BatchAllTriplets
-from metric_kernels.terms import evaluate
+from metric_kernels.terms import evaluate, running_sums
 from metric_kernels.triplets import Triplets
 from metric_kernels.tuples import Pairs, values
 
@@ -96,7 +96,7 @@ class DynamicSoftMarginLoss(Loss):
     def _of_gaps(self, gap: Tensor, batch) -> Tensor:
         nodes = self.num_bins + 1
         histogram = soft_histogram(gap.detach(), self.min_val, self.delta, nodes)
-        weights = pad(self._updated(histogram, histogram.sum()).cumsum(0), (1, 0))
+        weights = pad(running_sums(self._updated(histogram, histogram.sum())), (1, 0))
         place = ((gap.detach().double() - self.min_val) / self.delta).nan_to_num(0.0).floor().clamp(-1, nodes - 1).long()
         return (weights[place + 1] * gap).sum() / max(len(gap), 1)
 

@@ -13,7 +13,7 @@ help:
 	@echo "make test      run the tests"
 	@echo "make coverage  the same with branch coverage, a quarter slower"
 	@echo "make bench     measure against the matrix products, torch.compile and pytorch-metric-learning"
-	@echo "make bench-gpu the same on a GPU, in 10 minutes; says so where there is none"
+	@echo "make bench-gpu the same on a GPU, beside siglip-kernel and Inf-CL too, in 10 minutes; says so where there is none"
 	@echo "make aot       compile every Triton and CUDA kernel for sm_80 and sm_90; no GPU needed"
 	@echo "make test-gpu  run the losses and kernels on a GPU, and the CUDA kernels under compute-sanitizer"
 	@echo "make sanitize  run the C++ kernels, and the CUDA kernels on the CPU, under AddressSanitizer and UndefinedBehaviourSanitizer"
@@ -44,9 +44,10 @@ nightly: setup aot sanitize
 	METRIC_KERNELS_TEST_DEVICE=cuda-on-cpu $(BIN)/python -m pytest -q $(REGISTRY) -k cuda
 
 # Memory is not cached under the sanitizer, so that it sees what lies beyond an array.
-SANITIZER = PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 1
+SANITIZER = PYTORCH_NO_CUDA_MEMORY_CACHING=1 CUBLAS_WORKSPACE_CONFIG=:4096:8 compute-sanitizer --error-exitcode 1
+GPU = $(BIN)/python -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' || { echo "no CUDA device"; exit 1; }
 test-gpu: setup
-	@$(BIN)/python -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' || { echo "no CUDA device"; exit 1; }
+	@$(GPU)
 	METRIC_KERNELS_CUDA=1 $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	METRIC_KERNELS_TEST_DEVICE=cuda CUBLAS_WORKSPACE_CONFIG=:4096:8 $(BIN)/python -m pytest -q $(REGISTRY) $(ARGS)
 	CUBLAS_WORKSPACE_CONFIG=:4096:8 $(BIN)/python -m pytest -q tests/test_triton.py tests/test_cuda.py tests/test_gpu.py tests/test_choices.py $(ARGS)
@@ -60,7 +61,11 @@ bench: setup
 	$(BIN)/python -m pytest benchmarks -q $(ARGS)
 	$(BIN)/python -m benchmarks.bars
 
+# With the CUDA kernels where there is an nvcc; the last thing it prints is which bars are met.
 bench-gpu: setup
+	@$(GPU)
+	METRIC_KERNELS_CUDA=$(if $(shell command -v nvcc),1,0) $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable '.[bench-gpu]'
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 # A second installation, so that the sanitized extension never takes the place of the fast one.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from benchmarks.dense import DENSE
 from benchmarks.dense_terms import TERMS
+from benchmarks.paired import PAIRED, between
 from metric_kernels import backends, core, distances, losses
 from metric_kernels.demo.batch import clustered
 
@@ -50,8 +51,11 @@ class Case:
     def shape(self) -> str:
         return f"{self.batch}x{self.dim}-{self.dtype}-{self.per_class}"
 
-    def inputs(self) -> tuple[Tensor, Tensor]:
-        """Embeddings and labels, the same for every provider."""
+    def inputs(self) -> tuple[Tensor, ...]:
+        """Embeddings and labels, or two sets of embeddings; the same for every provider."""
+        if self.loss in PAIRED:
+            sets = PAIRED[self.loss].inputs(self.batch, self.dim)
+            return tuple(x.to(getattr(torch, self.dtype)).requires_grad_() for x in sets)
         # Triplets of classes that are well apart would cost nothing.
         apart = 0.1 if self.loss in TERMS else 0.3
         x, labels = clustered(self.batch, self.dim, self.per_class, apart)
@@ -62,16 +66,24 @@ Step = Callable[[], Tensor | None]
 
 
 class Provider(NamedTuple):
-    """``step(case, x, labels)`` makes the function to be timed; ``refuse(case)`` is why there is none, or None."""
+    """``step(case, *inputs)`` makes the function to be timed; ``refuse(case)`` is why there is none, or None."""
 
-    step: Callable[[Case, Tensor, Tensor], Step]
+    step: Callable[..., Step]
     refuse: Callable[[Case], str | None]
 
 
-def loss_step(loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, labels: Tensor) -> Step:
+def leaves(inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Those inputs that get a gradient."""
+    return [t for t in inputs if t.requires_grad]
+
+
+def loss_step(loss: Callable[..., Tensor], *inputs: Tensor) -> Step:
+    found = leaves(inputs)
+
     def step():
-        x.grad = None
-        value = loss(x, labels)
+        for leaf in found:
+            leaf.grad = None
+        value = loss(*inputs)
         value.backward()
         return value
 
@@ -79,32 +91,44 @@ def loss_step(loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, labels: Tenso
 
 
 def ours(case: Case, **options) -> losses.Loss:
+    if case.loss in PAIRED:
+        return PAIRED[case.loss].ours(**options)
     return (_THEIRS.get(case.loss) or losses.REGISTRY[case.loss])(**options)
 
 
+def our_step(loss: losses.Loss, case: Case, *inputs: Tensor) -> Step:
+    return loss_step(between(loss, len(inputs[0]), inputs[0].device) if case.loss in PAIRED else loss, *inputs)
+
+
 def _ours(backend: str) -> Provider:
-    def step(case, x, labels):
-        return loss_step(ours(case, backend=backend), x, labels)
+    def step(case, *inputs):
+        return our_step(ours(case, backend=backend), case, *inputs)
 
-    def refuse(case):
-        loss, dtype = ours(case), core.arithmetic(getattr(torch, case.dtype))
-        try:
-            backends.choose_for(loss.kernels, loss.distance.metric, torch.device("cpu"), dtype, backend)
-        except ImportError as error:
-            return f"ImportError: {error}"
-        except RuntimeError as error:
-            return str(error)
-        return None
-
-    return Provider(step, refuse)
+    return Provider(step, lambda case: our_refusal(case, backend, "cpu"))
 
 
-def formula(case: Case) -> Callable[[Tensor, Tensor], Tensor]:
-    """The dense formula of a loss, function of embeddings and labels."""
-    return TERMS[case.loss](case.batch, case.per_class) if case.loss in TERMS else DENSE[case.loss]
+def our_refusal(case: Case, backend: str, device: str) -> str | None:
+    loss, dtype = ours(case), core.arithmetic(getattr(torch, case.dtype, torch.float32))
+    try:
+        backends.choose_for(loss.kernels, loss.distance.metric, torch.device(device), dtype, backend)
+    except ImportError as error:
+        return f"ImportError: {error}"
+    except RuntimeError as error:
+        return str(error)
+    return None
 
 
-def _largest(case: Case) -> tuple[int, ...]:
+def formula(case: Case, device: str = "cpu") -> Callable[..., Tensor]:
+    """The dense formula of a loss, function of its inputs on a device."""
+    if case.loss in PAIRED:
+        return PAIRED[case.loss].dense
+    if case.loss not in TERMS:
+        return DENSE[case.loss]
+    with torch.device(device):
+        return TERMS[case.loss](case.batch, case.per_class)
+
+
+def largest(case: Case) -> tuple[int, ...]:
     """The shape of the largest tensor of the dense formula."""
     size, k = case.batch, case.per_class
     if case.loss == "NPairsLoss":
@@ -117,24 +141,24 @@ def _largest(case: Case) -> tuple[int, ...]:
 
 
 def _eager_refuse(case: Case) -> str | None:
-    if case.loss not in DENSE | TERMS:
+    if case.loss not in DENSE | TERMS | PAIRED:
         return "no formula in benchmarks/dense.py or dense_terms.py"
-    entries = math.prod(_largest(case))
+    entries = math.prod(largest(case))
     if entries > _DENSE_ENTRIES:
-        return f"several temporaries of {' x '.join(map(str, _largest(case)))} numbers, {4e-9 * entries:.1f} GB each"
+        return f"several temporaries of {' x '.join(map(str, largest(case)))} numbers, {4e-9 * entries:.1f} GB each"
     return None
 
 
 _compiled: tuple[Case, Callable] | None = None
 
 
-def _compile_step(case: Case, x: Tensor, labels: Tensor) -> Step:
+def _compile_step(case: Case, *inputs: Tensor) -> Step:
     """One compiled function at a time: entries of earlier shapes would lengthen the guard checks of later ones."""
     global _compiled
     if _compiled is None or _compiled[0] != case:
         torch.compiler.reset()
         _compiled = case, torch.compile(formula(case), fullgraph=True, dynamic=False)
-    return loss_step(_compiled[1], x, labels)
+    return loss_step(_compiled[1], *inputs)
 
 
 def _compile_refuse(case: Case) -> str | None:
@@ -204,7 +228,7 @@ PROVIDERS = {
     "native": _ours("native"),
     "numba": _ours("numba"),
     "reference": _ours("reference"),
-    "eager": Provider(lambda case, x, labels: loss_step(formula(case), x, labels), _eager_refuse),
+    "eager": Provider(lambda case, *inputs: loss_step(formula(case), *inputs), _eager_refuse),
     "compile": Provider(_compile_step, _compile_refuse),
     "pml": Provider(_pml_step, _pml_refuse),
     "st": Provider(_sentence_transformers_step, _sentence_transformers_refuse),

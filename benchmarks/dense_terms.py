@@ -22,8 +22,8 @@ def raw_distances(x):
     return (norms[:, None] + norms - 2 * s).clamp_min(torch.finfo(s.dtype).eps).sqrt()
 
 
-def classes(batch, per_class):
-    return torch.arange(batch) // per_class
+def classes(batch, per_class, device=None):
+    return torch.arange(batch, device=device) // per_class
 
 
 def masks(batch, per_class):
@@ -105,10 +105,10 @@ def margin_loss(batch, per_class, margin=0.2, beta=1.2):
     return loss
 
 
-def pairs(batch, per_class):
+def pairs(batch, per_class, device=None):
     """Indices of the positive and of the negative pairs i < j."""
-    i, j = torch.triu_indices(batch, batch, 1)
-    c = classes(batch, per_class)
+    i, j = torch.triu_indices(batch, batch, 1, device=device)
+    c = classes(batch, per_class, device)
     positive = c[i] == c[j]
     return (i[positive], j[positive]), (i[~positive], j[~positive])
 

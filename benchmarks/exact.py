@@ -17,7 +17,8 @@ _BLOCK = 1 << 24
 
 def in_blocks(of_rows, v, width):
     """The sum of ``of_rows(rows)`` over all rows of v, in blocks whose largest tensor has about ``width`` numbers a row."""
-    found = [checkpoint(of_rows, rows, use_reentrant=False) for rows in torch.arange(len(v)).split(max(1, _BLOCK // width))]
+    blocks = torch.arange(len(v), device=v.device).split(max(1, _BLOCK // width))
+    found = [checkpoint(of_rows, rows, use_reentrant=False) for rows in blocks]
     return [sum(parts) for parts in zip(*found)]
 
 
@@ -31,7 +32,7 @@ def hinges(lists, u):
 
 def triplet_sums(v, per_class, margin):
     """Sum and number of the hinges of all triplets."""
-    c, lists = classes(len(v), per_class), own(v, per_class).sort(1).values
+    c, lists = classes(len(v), per_class, v.device), own(v, per_class).sort(1).values
 
     def of_rows(rows):
         cost, above = hinges(lists[rows], v[rows] - margin)
@@ -43,7 +44,7 @@ def triplet_sums(v, per_class, margin):
 
 def quadruplet_sums(v, per_class, margin, negatives):
     """Sum and number of the hinges of all unordered pairs of pairs that are disjoint, or of other classes."""
-    c, (positive, _) = classes(len(v), per_class), pairs(len(v), per_class)
+    c, (positive, _) = (f(len(v), per_class, v.device) for f in (classes, pairs))
     u = v[positive]
     cost, above = hinges((-v[(c[:, None] != c).triu()]).sort().values, -u - margin)
     total, number = cost.sum(), above.sum()

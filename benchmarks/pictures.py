@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from benchmarks.cases import BY_CLASS_SIZE, CLASS_SIZES, Case
+from benchmarks.dense_terms import TERMS
 from benchmarks.records import Records
 
 BLUE, RED, ORANGE = "#0072B2", "#CC3311", "#E69F00"
@@ -71,6 +72,30 @@ def gpu(records: Records, path: Path, loss: str = "SupConLoss") -> None:
                 ax.set(title=f"{kind}, D = {dim}", xlabel="B", ylabel="6 B² D / time, TFLOP/s")
         axes[0][0].legend()
         figure.suptitle(loss, fontweight="bold")
+        figure.savefig(path)
+        plt.close(figure)
+
+
+def gpu_terms(records: Records, path: Path) -> None:
+    """Time of losses over triplets and the like over that of the products by batch and type; no picture without a number."""
+    shares = {case: records.number(case, "product_share") for case in records.cases() if case.loss in TERMS}
+    measured = [case for case, share in shares.items() if share]
+    if not measured:
+        return
+    losses, kinds = (sorted({getattr(case, name) for case in measured}) for name in ("loss", "dtype"))
+    with plt.rc_context(STYLE):
+        size = (1 + 3.2 * len(kinds), 1 + 2.8 * len(losses))
+        figure, axes = plt.subplots(len(losses), len(kinds), figsize=size, squeeze=False, sharex=True)
+        for line, loss in zip(axes, losses):
+            for ax, kind in zip(line, kinds):
+                here = sorted((c for c in measured if (c.loss, c.dtype) == (loss, kind)), key=lambda c: c.batch)
+                for provider in dict.fromkeys(case.provider for case in here):
+                    its = [(case.batch, 1 / shares[case]) for case in here if case.provider == provider]
+                    ax.loglog(*zip(*its), marker="o", markersize=4, label=provider)
+                ax.set(title=f"{loss}, {kind}", xlabel="B", ylabel="time over three products")
+                if here:
+                    ax.legend()
+        figure.suptitle("Triplets, quadruplets and histograms, D = 128", fontweight="bold")
         figure.savefig(path)
         plt.close(figure)
 

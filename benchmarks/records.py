@@ -70,18 +70,20 @@ class Records:
         row = self.rows.setdefault(key, dict.fromkeys(self.columns, "") | dict(zip(KEY, key)))
         row |= values | self.origin()
 
-    @staticmethod
-    def origin() -> dict[str, str]:
+    def origin(self) -> dict[str, str]:
         return origin()
 
     def save(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         order = {p: i for i, p in enumerate(PROVIDERS)}
         cases = sorted(self.cases(), key=lambda c: (*astuple(c)[:-1], order.get(c.provider, len(order))))
-        with self.path.open("w", newline="") as file:
+        # What ends the process meanwhile must not take earlier rows with it.
+        fresh = self.path.with_suffix(".part")
+        with fresh.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.columns, restval="", extrasaction="ignore", lineterminator="\n")
             writer.writeheader()
             writer.writerows(self.get(case) for case in cases)
+        fresh.replace(self.path)
 
 
 def text(number: float | None) -> str:

@@ -66,14 +66,6 @@ class PairHistogram(Term):
         kernels.histogram_grads(tile, self.low, self.step, self.lone, tables.to(g.dtype), g)
 
 
-def accumulated(h: Tensor) -> Tensor:
-    """Sums of each number and those before it, along the last dimension."""
-    if not h.is_cuda:
-        return h.cumsum(-1)
-    # Torch's own has no fixed order on a GPU, and raises where torch is told to be deterministic.
-    return h @ h.new_ones(h.shape[-1], h.shape[-1]).triu()
-
-
 def soft_histogram(v: Tensor, low: float, step: float, nodes: int) -> Tensor:
     """The shares (nodes,) float64 of a list of values (P,), differentiable."""
     # A value that is not finite has no place, and must reach the sums.

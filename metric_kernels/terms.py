@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from metric_kernels import core
 from metric_kernels.batch import Batch
@@ -288,6 +289,23 @@ def add_transposed(matrix: Tensor, block: int = 256) -> None:
             total = upper + lower.t()
             upper.copy_(total)
             lower.copy_(total.t())
+
+
+def running_sums(values: Tensor) -> Tensor:
+    """Cumulative sums over the last dimension, the same bits on every run.
+
+    torch.cumsum of floats promises no order on a GPU, and raises there under torch.use_deterministic_algorithms(True).
+    """
+    return _doubled(values) if values.is_cuda else values.cumsum(-1)
+
+
+def _doubled(sums: Tensor) -> Tensor:
+    """Sums of two neighbours, of four, and so on."""
+    reach = 1
+    while reach < sums.shape[-1]:
+        sums = sums + pad(sums[..., :-reach], (reach, 0))
+        reach *= 2
+    return sums
 
 
 def spoiled(tile: ValueTile) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from cases import ALL_LOSSES, embeddings, unbalanced_labels
 
 from metric_kernels import backends, core, losses, use_backend, use_workspace
+from metric_kernels.backends.triton_tiles import chosen, use_form
 from metric_kernels.distances import LpDistance
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -64,3 +65,15 @@ def test_a_choice_ends_with_its_block(seen):
     losses.CircleLoss()(x, labels).backward()
     names, sizes = seen
     assert names[-1] is None and sizes[-1] != 1234
+
+
+def test_a_form_of_the_triton_kernels_is_that_of_all_threads():
+    """So that it reaches what torch.compile made of a backward pass too."""
+    shape, found = (65536, 65536, 128, torch.bfloat16), []
+    for form in ("a", "b"):
+        with use_form(form):
+            thread = threading.Thread(target=lambda: found.append(chosen(*shape)))
+            thread.start()
+            thread.join()
+    assert found == [False, True]
+    assert chosen(*shape)

@@ -5,6 +5,7 @@ import torch
 from accuracy import HALVES, assert_accurate
 from cases import (
     BACKENDS,
+    COMPILED,
     LOSSES,
     QUICK_BACKENDS,
     WITH_REF,
@@ -23,7 +24,7 @@ from metric_kernels import losses
 from metric_kernels.distances import LpDistance
 
 # Half precision is computed in float32 before any backend sees it.
-NATIVE = backend_params("native")
+COMPILED_ONLY = backend_params(COMPILED)
 # Rows, features and layout of the labels. The C++ kernels work on chunks of 512 columns and on lanes of 64.
 SMALL = [
     (1, 3, "one_class"),
@@ -71,7 +72,7 @@ def test_batch_in_float64(name, backend, shape):
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("shape", [SMALL[-1], LARGE[1]], ids=shape_id)
-@pytest.mark.parametrize("backend", NATIVE)
+@pytest.mark.parametrize("backend", COMPILED_ONLY)
 @pytest.mark.parametrize("name", LOSSES)
 def test_batch_in_half_precision(name, backend, shape, dtype):
     check_self(name, getattr(losses, name)(backend=backend), dtype, *shape)
@@ -107,7 +108,7 @@ def test_reference_set_in_float64(name, backend, shape):
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("shape", [REFERENCE[2], REFERENCE[4]], ids=shape_id)
-@pytest.mark.parametrize("backend", NATIVE)
+@pytest.mark.parametrize("backend", COMPILED_ONLY)
 @pytest.mark.parametrize("name", WITH_REF)
 def test_reference_set_in_half_precision(name, backend, shape, dtype):
     check_reference(name, backend, shape, dtype)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from accuracy import HALVES, assert_accurate
-from cases import BACKENDS, SLOW_NUMBA, TERM_LOSSES, embeddings, value_and_grads
+from cases import BACKENDS, COMPILED, SLOW_NUMBA, TERM_LOSSES, embeddings, value_and_grads
 from oracles import TERM_ORACLES
 from term_cases import CASES, CASES_AND_PAIR_VALUES, PARAMS, build, oracle
 from term_dense import DEFAULT, DENSE, dense
@@ -11,6 +11,7 @@ from term_truth import LOOPS, check, check_dense, known, sets, shapes, slow_if
 
 from metric_kernels import backends, losses, use_workspace
 from metric_kernels.distances import LpDistance
+from metric_kernels.terms import _doubled, running_sums
 
 # The C++ kernels work on chunks of 512 columns, and tiles of a recomputed matrix have 16 rows. See also LOOPS.
 RAGGED = [(33, None, "unbalanced"), (123, None, "halves"), (622, None, "pairs"), (40, 601, "pairs")]
@@ -82,7 +83,7 @@ def test_ragged_tiles(name, params, shape, backend, dtype, workspace):
 
 @pytest.mark.parametrize("name", TERM_LOSSES)
 def test_a_kept_matrix_of_more_than_one_tile(name):
-    loss = build(name, PARAMS[name], backend="native")
+    loss = build(name, PARAMS[name], backend=COMPILED)
     x, labels, *_ = sets(torch.float64, *LARGE)
     actual = value_and_grads(lambda x: loss(x, labels), x)
     with use_workspace(0):
@@ -94,7 +95,7 @@ def test_a_kept_matrix_of_more_than_one_tile(name):
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("name, params, shape", shapes(CASES, RAGGED[:1]))
 def test_half_precision(name, params, shape, dtype):
-    check_dense(name, params, shape, dtype, backend="native")
+    check_dense(name, params, shape, dtype, backend=COMPILED)
 
 
 # FastAP and the dynamic soft margin have a range of Euclidean distances, the histogram one of similarities.
@@ -167,3 +168,16 @@ def test_histograms_take_one_sweep(pairs, monkeypatch):
     monkeypatch.setattr(kernels, "histogram", lambda *arguments: calls.append(original(*arguments)))
     losses.HistogramLoss(pairs=pairs, backend="reference")(embeddings(9), torch.tensor([0, 0, 1, 1, 2, 3, 4, 5, 6]))
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("shape", [(0,), (1,), (2,), (101,), (5, 11), (3, 2, 64), (2, 1000)], ids=str)
+def test_running_sums(shape):
+    """As on a GPU and as on a processor: after a NaN all is NaN, before it nothing."""
+    values = torch.rand(shape, dtype=torch.float64)
+    values[..., 7:8] = torch.nan
+    leaf = values.nan_to_num(0.5).requires_grad_()
+    for found, expected in ((running_sums(values), values.cumsum(-1)), (_doubled(values), values.cumsum(-1))):
+        torch.testing.assert_close(found, expected, rtol=1e-14, atol=0.0, equal_nan=True)
+    weights = torch.rand(shape, dtype=torch.float64)
+    grads = [torch.autograd.grad((f(leaf) * weights).sum(), leaf)[0] for f in (_doubled, lambda t: t.cumsum(-1))]
+    torch.testing.assert_close(*grads, rtol=1e-13, atol=0.0)

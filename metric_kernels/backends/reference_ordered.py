@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from metric_kernels.ordered import SLOPES
-from metric_kernels.terms import ValueTile, sides, spoiled
+from metric_kernels.terms import ValueTile, running_sums, sides, spoiled
 
 
 def ranks(
@@ -22,7 +22,7 @@ def ranks(
 ):
     negative, u, c = _ranks(tile, sign, lists, which, margin, below)
     values = lists.double().masked_fill(lists == -torch.inf, 0.0)
-    sums = pad(values.flip(1).cumsum(1), (1, 0))
+    sums = pad(running_sums(values.flip(1)), (1, 0))
     cost = sums[which].gather(1, c) - c * u
     totals += cost.masked_fill(~negative, 0.0).sum(1).masked_fill(spoiled(tile), torch.nan)
     counts += c.masked_fill(~negative, 0).sum(1)

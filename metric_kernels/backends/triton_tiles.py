@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
 
 FORMS = ("a", "b")
-_form: ContextVar[str | None] = ContextVar("metric_kernels_triton_form", default=None)
+# Of the process: compiled backward passes run on autograd's threads, which know no context.
+_form: str | None = None
 
 # Where form (b) is taken: from this many pairs on, up to so many coordinates, by how points are multiplied (``kind``).
 # None of these numbers is measured; they await `make bench-gpu`. Until then form (b) is for matrices beyond the
@@ -69,14 +69,17 @@ INTERPRETED = Block(height=32, width=32, depth=16, span=16, warps=4, stages=1)
 
 @contextmanager
 def use_form(name: str) -> Iterator[None]:
-    """One form of the Triton kernels, "a" or "b", for the duration of a ``with`` block, for tests and measurements."""
+    """One form of the Triton kernels, "a" or "b", for the duration of a ``with`` block and on every thread, for tests and
+    measurements.
+    """
+    global _form
     if name not in FORMS:
         raise ValueError(f"use_form: expected one of {', '.join(FORMS)}, got {name!r}")
-    token = _form.set(name)
+    before, _form = _form, name
     try:
         yield
     finally:
-        _form.reset(token)
+        _form = before
 
 
 def kind(dtype: torch.dtype) -> str:
@@ -89,8 +92,8 @@ def kind(dtype: torch.dtype) -> str:
 
 def chosen(n: int, m: int, dim: int, dtype: torch.dtype) -> bool:
     """Whether form (b) is taken for n times m points of ``dim`` coordinates."""
-    if _form.get():
-        return _form.get() == "b"
+    if _form:
+        return _form == "b"
     pairs, widest = CHOICE[kind(dtype)]
     return n * m >= pairs and dim <= widest
 

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from metric_kernels.binned import accumulated, soft_histogram
+from metric_kernels.binned import soft_histogram
 from metric_kernels.checks import whole_number
 from metric_kernels.core import arithmetic
 from metric_kernels.distances import LpDistance
 from metric_kernels.extremes import extremes_of
 from metric_kernels.losses._base import Loss, check_unit_distance
 from metric_kernels.ordered import BatchAllTriplets
-from metric_kernels.terms import evaluate
+from metric_kernels.terms import evaluate, running_sums
 from metric_kernels.triplets import Triplets
 from metric_kernels.tuples import Pairs, values
 
@@ -97,7 +97,7 @@ class DynamicSoftMarginLoss(Loss):
     def _of_gaps(self, gap: Tensor, batch) -> Tensor:
         nodes = self.num_bins + 1
         histogram = soft_histogram(gap.detach(), self.min_val, self.delta, nodes)
-        weights = pad(accumulated(self._updated(histogram, histogram.sum())), (1, 0))
+        weights = pad(running_sums(self._updated(histogram, histogram.sum())), (1, 0))
         place = ((gap.detach().double() - self.min_val) / self.delta).nan_to_num(0.0).floor().clamp(-1, nodes - 1).long()
         return (weights[place + 1] * gap).sum() / max(len(gap), 1)
 

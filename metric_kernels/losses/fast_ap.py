@@ -5,11 +5,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from metric_kernels.binned import PairHistogram, accumulated
+from metric_kernels.binned import PairHistogram
 from metric_kernels.checks import whole_number
 from metric_kernels.distances import LpDistance
 from metric_kernels.losses._base import Loss, check_unit_distance
-from metric_kernels.terms import evaluate
+from metric_kernels.terms import evaluate, running_sums
 
 
 class FastAPLoss(Loss):
@@ -55,7 +55,7 @@ class FastAPLoss(Loss):
         step = 2.0**self.distance.power / self.num_bins
         found, _ = evaluate(PairHistogram(0.0, step, self.num_bins + 1, True), batch, self.distance, self.backend)
         positive, negative = found.unbind(1)
-        ranked, total = accumulated(positive), accumulated(positive + negative)
+        ranked, total = running_sums(positive), running_sums(positive + negative)
         # A bin without a positive adds nothing; total is not 0 where there is one.
         precision = torch.where(positive == 0, 0.0, positive * ranked / torch.where(positive == 0, 1.0, total))
         number = batch.numbers()[0]

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from metric_kernels import fn
-from metric_kernels.binned import PairHistogram, accumulated, soft_histogram
+from metric_kernels.binned import PairHistogram, soft_histogram
 from metric_kernels.checks import whole_number
 from metric_kernels.losses._base import Loss
-from metric_kernels.terms import evaluate
+from metric_kernels.terms import evaluate, running_sums
 from metric_kernels.tuples import Pairs, values
 
 PAIRS = ("triplets", "all")
@@ -103,7 +103,7 @@ class HistogramLoss(Loss):
 
     def _compared(self, positive: Tensor, negative: Tensor) -> Tensor:
         if self.kernel == "step":
-            return (negative * accumulated(positive)).sum()
+            return (negative * running_sums(positive)).sum()
         node = -1.0 + self.delta * torch.arange(self.nodes, dtype=positive.dtype, device=positive.device)
         gap = self._number("margin") - node[:, None] + node
         cost = torch.relu(gap) if self.kernel == "linear" else fn.softplus(self._number("alpha") * gap)

@@ -43,7 +43,7 @@ using CostGiven = std::tuple<std::string, double, double>;
 template <class T> T* at(Address address) { return reinterpret_cast<T*>(address); }
 template <class T> T* start(const Matrix& m) { return at<T>(std::get<0>(m)); }
 int64_t stride(const Matrix& m) { return std::get<1>(m); }
-cuda::Stream on(const Queue& q) { return {std::get<0>(q), std::get<1>(q)}; }
+gpu::Stream on(const Queue& q) { return {std::get<0>(q), std::get<1>(q)}; }
 
 void check_diagonal(int64_t diagonal, int64_t columns) {
   if (diagonal < -1 || diagonal > columns)
@@ -61,17 +61,17 @@ template <class T> Lists<T> lists_of(const ListsGiven& given) {
   return {start<const T>(values), number, length, stride(values), at<const int64_t>(which)};
 }
 
-cuda::Members members_of(const MembersGiven& given) {
+gpu::Members members_of(const MembersGiven& given) {
   const auto& [order, first, number] = given;
   return {at<const int64_t>(order), at<const int64_t>(first), at<const int64_t>(number)};
 }
 
-cuda::Pairs pairs_of(const PairsGiven& given) {
+gpu::Pairs pairs_of(const PairsGiven& given) {
   const auto& [order, place, first, number] = given;
   return {at<const int64_t>(order), at<const int64_t>(place), at<const int64_t>(first), at<const int64_t>(number)};
 }
 
-template <class T> cuda::Segments<T> segments_of(const SegmentsGiven& given) {
+template <class T> gpu::Segments<T> segments_of(const SegmentsGiven& given) {
   const auto& [values, first, number, sorted] = given;
   return {at<const T>(values), at<const int64_t>(first), at<const int64_t>(number), sorted};
 }
@@ -94,13 +94,13 @@ template <class T> Output<T> output_of(const Matrix& values, const Matrix& index
   return {start<T>(values), stride(values), start<int64_t>(index), stride(index), start<T>(scale), stride(scale)};
 }
 
-template <class T> cuda::RowArguments<T> rows_of(const Queue& queue, const RowsGiven& given) {
+template <class T> gpu::RowArguments<T> rows_of(const Queue& queue, const RowsGiven& given) {
   const auto& [formula, products, labels, ref_labels, row, diagonal, params, rows, cols] = given;
   size_t expected = 0;
   for (const StageInfo& stage : formula_info(formula).stages) expected += stage.params;
   if (params.size() != expected)
     throw py::value_error("params: expected " + std::to_string(expected) + " numbers, got " + std::to_string(params.size()));
-  cuda::RowArguments<T> out{on(queue), tile_of<T>(products), params, side_of<T>(rows), side_of<T>(cols)};
+  gpu::RowArguments<T> out{on(queue), tile_of<T>(products), params, side_of<T>(rows), side_of<T>(cols)};
   check_diagonal(diagonal, out.tile.n);
   out.tile.labels = at<const int64_t>(labels), out.tile.ref_labels = at<const int64_t>(ref_labels);
   out.tile.row = row, out.tile.diagonal = diagonal;
@@ -125,7 +125,7 @@ Nodes nodes_of(double low, double step, int64_t number, bool per_anchor, bool lo
 }
 
 template <class T> void define_values(py::module_ m) {
-  using Kernels = cuda::PairValues<T>;
+  using Kernels = gpu::PairValues<T>;
   m.def("pair_values", [](Queue queue, ProductsGiven products, Matrix out) {
     Kernels::values(on(queue), tile_of<T>(products), start<T>(out), stride(out));
   });
@@ -141,7 +141,7 @@ template <class T> void define_values(py::module_ m) {
 }
 
 template <class T> void define_ordered(py::module_ m) {
-  using Kernels = cuda::OrderedKernels<T>;
+  using Kernels = gpu::OrderedKernels<T>;
   m.def("ranks", [](Queue queue, ValuesGiven tile, double sign, ListsGiven lists, double margin, Address totals,
                     Address counts, Address below) {
     Kernels::ranks(on(queue), tile_of<T>(tile), T(sign), lists_of<T>(lists), T(margin), at<double>(totals),
@@ -188,7 +188,7 @@ template <class T> void define_ordered(py::module_ m) {
 }
 
 template <class T> void define_pairs(py::module_ m) {
-  using Kernels = cuda::PairKernels<T>;
+  using Kernels = gpu::PairKernels<T>;
   m.def("positive_values", [](Queue queue, ValuesGiven tile, double sign, PairsGiven pairs, Address values) {
     Kernels::values(on(queue), tile_of<T>(tile), T(sign), pairs_of(pairs), at<T>(values));
   });
@@ -214,7 +214,7 @@ template <class T> void define_pairs(py::module_ m) {
 }
 
 template <class T> void define_binned(py::module_ m) {
-  using Kernels = cuda::BinnedKernels<T>;
+  using Kernels = gpu::BinnedKernels<T>;
   m.def("histogram", [](Queue queue, ValuesGiven tile, double low, double step, int64_t nodes, bool per_anchor, bool lone,
                         int bits, Address out, Address spoiled) {
     if (bits < 1 || bits > 50) throw py::value_error("bits: expected 1 to 50, got " + std::to_string(bits));
@@ -229,7 +229,7 @@ template <class T> void define_binned(py::module_ m) {
 }
 
 template <class T> void define_rows(py::module_ m) {
-  using Kernels = cuda::RowKernels<T>;
+  using Kernels = gpu::RowKernels<T>;
   m.def("stats", [](Queue queue, RowsGiven rows, int stage, Matrix values, Matrix index, Matrix scale) {
     stage_info(formula_info(std::get<0>(rows)), stage);
     Kernels::stats(rows_of<T>(queue, rows), std::get<0>(rows), stage, output_of<T>(values, index, scale));

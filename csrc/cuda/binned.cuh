@@ -16,7 +16,7 @@ template <class T> __global__ void histogram_rows(Values<T> tile, Nodes nodes, i
   const T low = T(nodes.low), per_step = T(1 / nodes.step);
   const int32_t last = int32_t(nodes.number - 1);
   const bool fits = size <= BINS;
-  for (int k = threadIdx.x; fits && k < size; k += cuda::THREADS) bins[k] = 0;
+  for (int k = threadIdx.x; fits && k < size; k += gpu::THREADS) bins[k] = 0;
   __syncthreads();
   for (int64_t i = blockIdx.x; i < tile.m; i += gridDim.x) {
     const T* v = tile.v + i * tile.stride;
@@ -25,7 +25,7 @@ template <class T> __global__ void histogram_rows(Values<T> tile, Nodes nodes, i
     int64_t* of_row = out + (nodes.per_anchor ? i * size : 0);
     int64_t* to = fits ? bins : of_row;
     int bad = 0;
-    for (int64_t j = threadIdx.x; j < tile.n; j += cuda::THREADS) {
+    for (int64_t j = threadIdx.x; j < tile.n; j += gpu::THREADS) {
       if (j == self) continue;
       const bool finite = v[j] - v[j] == T(0), same = tile.ref_labels[j] == label;
       bad |= !finite;
@@ -40,7 +40,7 @@ template <class T> __global__ void histogram_rows(Values<T> tile, Nodes nodes, i
     bad = summed(bad);
     if (threadIdx.x == 0 && bad) spoiled[i] = true;
     if (!fits || !(nodes.per_anchor || i + gridDim.x >= tile.m)) continue;
-    for (int k = threadIdx.x; k < size; k += cuda::THREADS) {
+    for (int k = threadIdx.x; k < size; k += gpu::THREADS) {
       add_shared(of_row + k, bins[k]);
       bins[k] = 0;
     }
@@ -56,7 +56,7 @@ __global__ void histogram_grad_rows(Values<T> tile, Nodes nodes, const T* tables
   const T* v = tile.v + i * tile.stride;
   const T* own = tables + (nodes.per_anchor ? i * 2 * nodes.number : 0);
   const bool lone = nodes.lone && label < 0;
-  for (int64_t j = threadIdx.x; j < tile.n; j += cuda::THREADS) {
+  for (int64_t j = threadIdx.x; j < tile.n; j += gpu::THREADS) {
     const bool same = tile.ref_labels[j] == label;
     if (j == self || (same && lone) || !((v[j] >= low) & (v[j] <= high))) continue;
     T share;
@@ -67,7 +67,7 @@ __global__ void histogram_grad_rows(Values<T> tile, Nodes nodes, const T* tables
 
 }  // namespace
 
-namespace cuda {
+namespace gpu {
 
 template <class T>
 void BinnedKernels<T>::histogram(const Stream& stream, const Values<T>& tile, const Nodes& nodes, int bits, int64_t* out,
@@ -82,4 +82,4 @@ void BinnedKernels<T>::histogram_grads(const Stream& stream, const Values<T>& ti
   launch(stream, block_each(tile.m), histogram_grad_rows<T>, tile, nodes, tables, g, g_stride);
 }
 
-}  // namespace cuda
+}  // namespace gpu

@@ -6,7 +6,7 @@
 
 namespace {
 
-constexpr int WARP = 32, WARPS = cuda::THREADS / WARP;
+constexpr int WARP = 32, WARPS = gpu::THREADS / WARP;
 constexpr unsigned ALL_LANES = 0xffffffffu;
 
 // The value of the lane that is so many above, or below with `up`.
@@ -45,7 +45,7 @@ template <class V> __device__ V summed(V value) {
 // a[k] becomes a[0], ..., a[k] combined in that order; a is shared. Values that come late never reach what comes before.
 template <class V, class Combine> __device__ void accumulate(V* a, int length, V nothing, Combine combine) {
   __shared__ V of_warp[WARPS];
-  const int each = (length + cuda::THREADS - 1) / cuda::THREADS, lane = threadIdx.x % WARP;
+  const int each = (length + gpu::THREADS - 1) / gpu::THREADS, lane = threadIdx.x % WARP;
   const int first = min(int(threadIdx.x) * each, length), last = min(first + each, length);
   V all = nothing;
   for (int k = first; k < last; ++k) a[k] = all = combine(all, a[k]);

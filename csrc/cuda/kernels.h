@@ -7,7 +7,7 @@
 #include "../tile.h"
 #include "../values.h"
 
-namespace cuda {
+namespace gpu {
 
 struct Stream {
   int device;
@@ -98,4 +98,4 @@ template <class T> struct BinnedKernels {
   static void histogram_grads(const Stream&, const Values<T>&, const Nodes&, const T* tables, T* g, int64_t g_stride);
 };
 
-}  // namespace cuda
+}  // namespace gpu

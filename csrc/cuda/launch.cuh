@@ -9,7 +9,7 @@
 
 #include "kernels.h"
 
-namespace cuda {
+namespace gpu {
 
 constexpr int THREADS = 256;
 
@@ -35,4 +35,4 @@ void launch(const Stream& stream, dim3 blocks, void (*kernel)(Parameters...), co
   check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
 }
 
-}  // namespace cuda
+}  // namespace gpu

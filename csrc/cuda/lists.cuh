@@ -6,7 +6,7 @@ namespace {
 
 // Columns that a thread holds, and a block.
 constexpr int HELD = 8;
-constexpr int64_t TILE = HELD * cuda::THREADS;
+constexpr int64_t TILE = HELD * gpu::THREADS;
 
 // Some columns of a row as a thread holds them, HELD of them from j0 on.
 template <class T> struct Columns {
@@ -18,7 +18,7 @@ template <class T> struct Columns {
   __device__ Columns(const Values<T>& tile, int64_t i, int64_t j0, T sign, T margin) {
     const T* v = tile.v + i * tile.stride;
     const int64_t label = tile.labels[i];
-    held = int(min(int64_t(HELD), (tile.n - j0 + cuda::THREADS - 1) / cuda::THREADS));
+    held = int(min(int64_t(HELD), (tile.n - j0 + gpu::THREADS - 1) / gpu::THREADS));
     for (int h = 0; h < HELD; ++h) {
       const int64_t j = number(j0, h);
       negative[h] = j < tile.n && tile.ref_labels[j] != label;
@@ -27,7 +27,7 @@ template <class T> struct Columns {
       spoiled |= value != value;
     }
   }
-  static __device__ int64_t number(int64_t j0, int h) { return j0 + h * cuda::THREADS + threadIdx.x; }
+  static __device__ int64_t number(int64_t j0, int h) { return j0 + h * gpu::THREADS + threadIdx.x; }
 };
 
 // visit(j, u) for each negative of a row that is the thread's. Returns whether a value of the row is NaN.
@@ -61,7 +61,7 @@ template <class T> struct GivenLists {
 // or in its own positives, not sorted.
 template <class T> struct OwnPositives {
   static constexpr bool sorted = false, own = true;
-  cuda::Members members;
+  gpu::Members members;
   T sign;
 
   __device__ bool there(int64_t) const { return true; }
@@ -89,7 +89,7 @@ template <class Source, class T, int LENGTH> struct SortedPart {
     while (power < number) power *= 2;
     const int filled = Source::sorted ? number : power;
     __syncthreads();
-    for (int k = threadIdx.x; k < filled; k += cuda::THREADS) {
+    for (int k = threadIdx.x; k < filled; k += gpu::THREADS) {
       list[k] = k < number ? source.value(tile, i, from + k) : -std::numeric_limits<T>::infinity();
       if constexpr (!Source::sorted) place[k] = int16_t(k < number ? k : -1);
     }
@@ -102,7 +102,7 @@ template <class Source, class T, int LENGTH> struct SortedPart {
   __device__ void sort() {
     for (int run = 2; run <= size; run *= 2)
       for (int step = run / 2; step; step /= 2) {
-        for (int pair = threadIdx.x; pair < size / 2; pair += cuda::THREADS) {
+        for (int pair = threadIdx.x; pair < size / 2; pair += gpu::THREADS) {
           const int a = pair / step * 2 * step + pair % step, b = a + step;
           if ((list[b] < list[a]) == ((a & run) == 0) && list[a] != list[b]) {
             const T value = list[a];

@@ -12,7 +12,7 @@
 namespace {
 
 // Values of a list in shared memory; a thread has two at most.
-constexpr int SEARCHED = 2 * cuda::THREADS;
+constexpr int SEARCHED = 2 * gpu::THREADS;
 
 // An integer for each number, in the order of numbers; -0 and 0 have the same.
 template <class T> using Key = std::conditional_t<sizeof(T) == 4, unsigned, unsigned long long>;
@@ -49,7 +49,7 @@ template <class Source, class T> struct Nearest : SortedPart<Source, T, SEARCHED
   // Returns whether a value of the row is NaN.
   __device__ int take(const Source& source, const Values<T>& tile, int64_t i, int64_t from, T sign) {
     Sorted::take(source, tile, i, from);
-    for (int k = threadIdx.x; k < SEARCHED; k += cuda::THREADS) keys[k] = NONE<T>;
+    for (int k = threadIdx.x; k < SEARCHED; k += gpu::THREADS) keys[k] = NONE<T>;
     __syncthreads();
     // Threads that would meet at the few places of a short list have copies of them.
     const int copies = SEARCHED / size, copy = threadIdx.x % copies;
@@ -90,7 +90,7 @@ template <class Source, class T> struct NearestColumns : Nearest<Source, T> {
 
   __device__ void take(const Source& source, const Values<T>& tile, int64_t i, int64_t from, T sign) {
     Base::take(source, tile, i, from, sign);
-    for (int k = threadIdx.x; k <= Base::size; k += cuda::THREADS) columns[k] = ~0ull;
+    for (int k = threadIdx.x; k <= Base::size; k += gpu::THREADS) columns[k] = ~0ull;
     __syncthreads();
     each_negative(tile, i, sign, T(0), [&](int64_t j, T u) {
       const int place = place_of(u);
@@ -114,7 +114,7 @@ __global__ void nearest_rows(Values<T> tile, T sign, GivenLists<T> source, int64
   const int64_t i = blockIdx.x, length = source.length(i);
   for (int64_t from = 0; from < length; from += SEARCHED) {
     nearest.take(source, tile, i, from, sign);
-    for (int k = threadIdx.x; k < nearest.length; k += cuda::THREADS)
+    for (int k = threadIdx.x; k < nearest.length; k += gpu::THREADS)
       columns[i * length + from + k] = nearest.column(nearest.negative(k));
   }
 }
@@ -135,7 +135,7 @@ __global__ void semi_hard_rows(Values<T> tile, T sign, OwnPositives<T> source, T
   // Once at least, for a NaN in a row without positives.
   for (int64_t from = 0; from == 0 || from < source.length(i); from += SEARCHED) {
     spoiled |= nearest.take(source, tile, i, from, sign);
-    for (int k = threadIdx.x; k < nearest.length; k += cuda::THREADS) {
+    for (int k = threadIdx.x; k < nearest.length; k += gpu::THREADS) {
       const T gap = nearest.list[k] - nearest.negative(k) + margin;
       if (!counted<shape>(gap, of)) continue;
       total += double(cost<shape>(gap));
@@ -166,7 +166,7 @@ __global__ void semi_hard_grad_rows(Values<T> tile, T sign, OwnPositives<T> sour
   T* out = g + i * g_stride;
   for (int64_t from = 0; from < source.length(i); from += SEARCHED) {
     nearest.take(source, tile, i, from, sign);
-    for (int k = threadIdx.x; k < nearest.length; k += cuda::THREADS) {
+    for (int k = threadIdx.x; k < nearest.length; k += gpu::THREADS) {
       const T negative = nearest.negative(k), gap = nearest.list[k] - negative + margin;
       const bool some = counted<shape>(gap, of);
       const T one = some ? slope<shape>(gap) : T(0);
@@ -177,7 +177,7 @@ __global__ void semi_hard_grad_rows(Values<T> tile, T sign, OwnPositives<T> sour
     accumulate(runs, nearest.length, Run<T>{0, T(0)}, [](const Run<T>& before, const Run<T>& own) {
       return own.negative == before.negative ? Run<T>{before.slopes + own.slopes, own.negative} : own;
     });
-    for (int k = threadIdx.x; k < nearest.length; k += cuda::THREADS) {
+    for (int k = threadIdx.x; k < nearest.length; k += gpu::THREADS) {
       const Run<T> run = runs[k];
       const bool last = k + 1 == nearest.length || runs[k + 1].negative != run.negative;
       if (last && run.slopes != 0) out[nearest.column(run.negative)] -= factor * T(run.slopes);

@@ -4,7 +4,7 @@
 #include "ranks.cuh"
 #include "sums.cuh"
 
-namespace cuda {
+namespace gpu {
 
 template <class T>
 void OrderedKernels<T>::ranks(const Stream& stream, const Values<T>& tile, T sign, const Lists<T>& lists, T margin,
@@ -80,4 +80,4 @@ void OrderedKernels<T>::nearest(const Stream& stream, const Values<T>& tile, T s
   launch(stream, block_each(tile.m), nearest_rows<T>, tile, sign, GivenLists<T>{lists}, columns);
 }
 
-}  // namespace cuda
+}  // namespace gpu

@@ -9,7 +9,7 @@ namespace {
 
 // What a block sorts at once, and the values that a thread has of it.
 constexpr int SORTED_EACH = 8;
-constexpr int64_t RUN = SORTED_EACH * cuda::THREADS;
+constexpr int64_t RUN = SORTED_EACH * gpu::THREADS;
 constexpr int64_t MOST_BLOCKS = 2048;
 
 struct Less {
@@ -19,7 +19,7 @@ struct Less {
 // A part of an array for each row as its list, sorted or not.
 template <class T, bool in_order> struct SegmentLists {
   static constexpr bool sorted = in_order, own = false;
-  cuda::Segments<T> lists;
+  gpu::Segments<T> lists;
 
   __device__ bool there(int64_t) const { return true; }
   __device__ int64_t length(int64_t i) const { return lists.number[i]; }
@@ -29,26 +29,26 @@ template <class T, bool in_order> struct SegmentLists {
 
 template <class Source> constexpr int PART = Source::sorted ? LONG : GATHERED;
 
-template <class T, class Body> void with_order(const cuda::Segments<T>& lists, Body body) {
+template <class T, class Body> void with_order(const gpu::Segments<T>& lists, Body body) {
   if (lists.sorted) body(SegmentLists<T, true>{lists});
   else body(SegmentLists<T, false>{lists});
 }
 
-__device__ inline int64_t other(const cuda::Pairs& pairs, int64_t i, int64_t k) { return pairs.order[pairs.place[i] + 1 + k]; }
+__device__ inline int64_t other(const gpu::Pairs& pairs, int64_t i, int64_t k) { return pairs.order[pairs.place[i] + 1 + k]; }
 
-template <class T> __global__ void pair_value_rows(Values<T> tile, T sign, cuda::Pairs pairs, T* values) {
+template <class T> __global__ void pair_value_rows(Values<T> tile, T sign, gpu::Pairs pairs, T* values) {
   const int64_t i = blockIdx.x;
-  for (int64_t k = threadIdx.x; k < pairs.number[i]; k += cuda::THREADS)
+  for (int64_t k = threadIdx.x; k < pairs.number[i]; k += gpu::THREADS)
     values[pairs.first[i] + k] = sign * tile.v[i * tile.stride + other(pairs, i, k)];
 }
 
 template <class T> __global__ void sort_runs(const T* values, const int64_t* total, T* sorted) {
-  using Sort = cub::BlockMergeSort<T, cuda::THREADS, SORTED_EACH>;
+  using Sort = cub::BlockMergeSort<T, gpu::THREADS, SORTED_EACH>;
   __shared__ typename Sort::TempStorage room;
   for (int64_t start = blockIdx.x * RUN; start < *total; start += gridDim.x * RUN) {
     T mine[SORTED_EACH];
     for (int k = 0; k < SORTED_EACH; ++k) {
-      const int64_t at = start + k * cuda::THREADS + threadIdx.x;
+      const int64_t at = start + k * gpu::THREADS + threadIdx.x;
       mine[k] = at < *total ? values[at] : std::numeric_limits<T>::infinity();
     }
     Sort(room).Sort(mine, Less());
@@ -88,10 +88,10 @@ template <class T> __global__ void merge_runs(const T* from, const int64_t* tota
 
 // The gradient of a pair is the number of negatives below its value, without those of its class.
 template <class T>
-__global__ void pair_grad_rows(Values<T> tile, T sign, cuda::Pairs pairs, const T* values, const T* sorted, const int64_t* total,
+__global__ void pair_grad_rows(Values<T> tile, T sign, gpu::Pairs pairs, const T* values, const T* sorted, const int64_t* total,
                                const int64_t* below, const int64_t* own_below, const T* scale, T* g, int64_t g_stride) {
   const int64_t i = blockIdx.x;
-  for (int64_t k = threadIdx.x; k < pairs.number[i]; k += cuda::THREADS) {
+  for (int64_t k = threadIdx.x; k < pairs.number[i]; k += gpu::THREADS) {
     const int64_t pair = pairs.first[i] + k;
     int64_t low = 0, high = *total - 1;  // the first of equals; the last for a NaN
     while (low < high) {
@@ -106,7 +106,7 @@ __global__ void pair_grad_rows(Values<T> tile, T sign, cuda::Pairs pairs, const 
 
 }  // namespace
 
-namespace cuda {
+namespace gpu {
 
 template <class T>
 void PairKernels<T>::values(const Stream& stream, const Values<T>& tile, T sign, const Pairs& pairs, T* values) {
@@ -120,7 +120,7 @@ void PairKernels<T>::sort(const Stream& stream, const T* values, const int64_t* 
   while (RUN << merges < room) ++merges;
   T *from = merges % 2 ? other : sorted, *to = merges % 2 ? sorted : other;
   launch(stream, blocks, sort_runs<T>, values, total, from);
-  for (int k = 0; k < merges; ++k, ::std::swap(from, to)) launch(stream, blocks, merge_runs<T>, from, total, RUN << k, to);
+  for (int k = 0; k < merges; ++k, std::swap(from, to)) launch(stream, blocks, merge_runs<T>, from, total, RUN << k, to);
 }
 
 template <class T>
@@ -149,4 +149,4 @@ void PairKernels<T>::grads(const Stream& stream, const Values<T>& tile, T sign, 
          g_stride);
 }
 
-}  // namespace cuda
+}  // namespace gpu

@@ -21,7 +21,7 @@ template <class Source, class T, int LENGTH> struct Part : SortedPart<Source, T,
   __device__ void take(const Source& source, const Values<T>& tile, int64_t i, int64_t from) {
     Sorted::take(source, tile, i, from);
     if (threadIdx.x == 0) sums[0] = 0;
-    for (int k = threadIdx.x; k < length; k += cuda::THREADS) {
+    for (int k = threadIdx.x; k < length; k += gpu::THREADS) {
       sums[length - k] = double(list[k]);
       with[k] = 0;
     }
@@ -42,7 +42,7 @@ template <class Source, class T, int LENGTH> struct Part : SortedPart<Source, T,
   template <class Visit> __device__ void each_below(Visit visit) {
     __syncthreads();
     accumulate(with, length);
-    for (int k = threadIdx.x; k < length; k += cuda::THREADS) {
+    for (int k = threadIdx.x; k < length; k += gpu::THREADS) {
       int from = k;
       if constexpr (!Source::sorted) from = Sorted::place[k];
       if (with[k] && from >= 0) visit(from, with[k]);

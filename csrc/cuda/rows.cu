@@ -5,7 +5,7 @@
 #define WEIGHTS(Stages, Row) Entry<Stages, T>::weights,
 #define INPUT_GRADS(Stages, Row) Entry<Stages, T>::input_grads,
 
-namespace cuda {
+namespace gpu {
 
 template <class T> void RowKernels<T>::stats(const RowArguments<T>& a, int formula, int stage, const Output<T>& out) {
   static constexpr decltype(&Entry<Stages0, T>::stats) of[] = {FORMULAS(STATS)};
@@ -26,4 +26,4 @@ void RowKernels<T>::input_grads(const RowArguments<T>& a, int formula, int stage
 template struct RowKernels<float>;
 template struct RowKernels<double>;
 
-}  // namespace cuda
+}  // namespace gpu

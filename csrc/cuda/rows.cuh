@@ -42,7 +42,7 @@ template <class T> struct Row {
   }
   // visit(side, j) for the columns of a thread that are pairs, and skip(j) for the point itself.
   template <class Visit, class Skip> __device__ void each_pair(Visit visit, Skip skip) const {
-    for (int64_t j = threadIdx.x; j < tile.n; j += cuda::THREADS) {
+    for (int64_t j = threadIdx.x; j < tile.n; j += gpu::THREADS) {
       if (tile.ref_labels[j] != label) visit(std::integral_constant<Where, Where::neg>{}, j);
       else if (j != self) visit(std::integral_constant<Where, Where::pos>{}, j);
       else skip(j);
@@ -270,7 +270,7 @@ __global__ void input_grad_rows(Tile<T> tile, Params<T> params, Side<T> rows, Si
 template <class Formula, class T> struct Entry;
 
 template <class... S, class T> struct Entry<std::tuple<S...>, T> {
-  using Given = cuda::RowArguments<T>;
+  using Given = gpu::RowArguments<T>;
 
   static void stats(const Given& a, int stage, const Output<T>& out) {
     int number = 0;
@@ -296,7 +296,7 @@ template <class... S, class T> struct Entry<std::tuple<S...>, T> {
     if (a.params.size() > most)
       throw std::runtime_error("params: expected at most " + std::to_string(most) + ", got " + std::to_string(a.params.size()));
     std::copy(a.params.begin(), a.params.end(), params.of);
-    cuda::launch(a.stream, cuda::block_each(a.tile.m), kernel, a.tile, params, a.rows, a.cols, out);
+    gpu::launch(a.stream, gpu::block_each(a.tile.m), kernel, a.tile, params, a.rows, a.cols, out);
   }
 };
 

@@ -8,7 +8,7 @@
 namespace {
 
 // Positives in shared memory: one for each thread.
-constexpr int PAIRED = cuda::THREADS;
+constexpr int PAIRED = gpu::THREADS;
 
 template <class T>
 __device__ int gathered(T* list, const OwnPositives<T>& source, const Values<T>& tile, int64_t i, int64_t from) {

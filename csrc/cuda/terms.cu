@@ -4,7 +4,7 @@
 #include "pairs.cuh"
 #include "values.cuh"
 
-namespace cuda {
+namespace gpu {
 
 template struct PairValues<float>;
 template struct PairValues<double>;
@@ -15,4 +15,4 @@ template struct PairKernels<double>;
 template struct BinnedKernels<float>;
 template struct BinnedKernels<double>;
 
-}  // namespace cuda
+}  // namespace gpu

@@ -4,9 +4,9 @@
 #include "cuda/block.cuh"
 
 __global__ void read_before_written(int* out) {
-  __shared__ int of_thread[cuda::THREADS];
+  __shared__ int of_thread[gpu::THREADS];
   of_thread[threadIdx.x] = threadIdx.x;
-  out[threadIdx.x] = of_thread[(threadIdx.x + 1) % cuda::THREADS];
+  out[threadIdx.x] = of_thread[(threadIdx.x + 1) % gpu::THREADS];
 }
 
 __global__ void half_a_barrier() {
@@ -19,15 +19,15 @@ __global__ void sum_of_threads(int* out) {
 }
 
 int main() {
-  int of_thread[cuda::THREADS] = {}, *out = of_thread;
-  cuda::launch({0, 0}, dim3(1), read_before_written, out);
+  int of_thread[gpu::THREADS] = {}, *out = of_thread;
+  gpu::launch({0, 0}, dim3(1), read_before_written, out);
   for (int k : of_thread) std::printf("%d ", k);
   std::printf("\n");
   try {
-    cuda::launch({0, 0}, dim3(1), half_a_barrier);
+    gpu::launch({0, 0}, dim3(1), half_a_barrier);
   } catch (const std::exception& error) {
     std::printf("barrier: %s\n", error.what());
   }
-  cuda::launch({0, 0}, dim3(1), sum_of_threads, out);
+  gpu::launch({0, 0}, dim3(1), sum_of_threads, out);
   std::printf("sum: %d\n", out[0]);
 }

@@ -529,6 +529,25 @@ def test_histograms(nodes, lone, per_anchor, dtype):
     torch.testing.assert_close(*found, rtol=1e-4, atol=3e-3 if nodes > 100 else 1e-4)
 
 
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("per_anchor", [False, True])
+@pytest.mark.parametrize("columns, rows", [(70_000, 2), (15_000, 5)])
+def test_histograms_of_more_values_than_shared_memory_can_count(columns, rows, per_anchor, dtype):
+    """All in one bin, at the upper node, where sums are largest."""
+    v = torch.full((rows, columns), 0.999999, dtype=dtype, device=DEVICE)
+    labels = torch.zeros(columns, dtype=torch.int64, device=DEVICE)
+    tile = ValueTile(v, labels[:rows], labels, slice(0, rows), -1)
+    out = torch.zeros(rows if per_anchor else 1, 2, 3, dtype=torch.int64, device=DEVICE)
+    spoiled = torch.zeros(rows, dtype=torch.bool, device=DEVICE)
+    backends.load("cuda").binned.histogram(tile, -1.0, 1.0, False, 40, out, spoiled)
+    number = columns * (1 if per_anchor else rows)
+    assert (out[:, 0].sum(1) == number << 40).all()
+    expected = torch.tensor([0.0, 1 - v[0, 0].item(), v[0, 0].item()], dtype=torch.float64, device=DEVICE) * number
+    torch.testing.assert_close(out[:, 0].double() / 2**40, expected.expand(len(out), 3), rtol=1e-7, atol=1e-6 * number)
+    assert not out[:, 1].any() and not spoiled.any()
+
+
 # ---- arguments -------------------------------------------------------------------------------------------------------
 
 

@@ -54,7 +54,7 @@ def set_workspace(size: int) -> None:
     """Set the workspace budget in bytes (default 256 MiB, or the variable ``METRIC_KERNELS_WORKSPACE``).
 
     A product matrix that fits is kept from forward to backward; a larger one is computed twice, tile by tile, and the
-    extra memory is O(B D) plus one tile of a quarter of the budget (at least 16 rows).
+    extra memory is O(B D) plus one tile of a quarter of the budget (at least 16 rows). On a GPU that of pairs takes all of it.
     """
     global _default_workspace
     _default_workspace = _positive_bytes("size", size)
@@ -143,10 +143,9 @@ class Points:
         return grad.to(dtype)
 
 
-def _tile_rows(columns: int, itemsize: int, cached: bool) -> int:
-    """Rows whose tile stays in a processor's cache from one pass to the next, or else fits the budget."""
-    size = _TILE_BYTES if cached else max(workspace() // 4, 1)
-    return max(16, size // max(1, columns * itemsize))
+def _tile_rows(columns: int, itemsize: int, size: int) -> int:
+    """Rows of a tile of about so many bytes."""
+    return max(16, max(size, 1) // max(1, columns * itemsize))
 
 
 def _mm(a: Tensor, b: Tensor, out: Tensor, add: bool = False) -> None:
@@ -178,9 +177,17 @@ class Sweep:
     def __init__(self, problem: Problem, x: Points, y: Points, kept: Tensor | None, filled: bool):
         self.problem, self.x, self.y, self.kept, self.filled = problem, x, y, kept, filled
         self.eps = NOISE * torch.finfo(x.z.dtype).eps
-        cached = kept is not None and not x.z.is_cuda
-        self.step = len(x.z) if problem.fused else _tile_rows(len(y.z), x.z.element_size(), cached)
+        self.step = len(x.z) if problem.fused else _tile_rows(len(y.z), x.z.element_size(), self._tile_bytes())
         self.single = len(x.z) <= self.step
+
+    def _tile_bytes(self) -> int:
+        """A tile of a processor stays in its cache from one pass to the next where products are kept. A GPU wants few tiles, as
+        large as the budget lets it; terms hold some more arrays of that size.
+        """
+        cuda = self.x.z.is_cuda
+        if self.kept is not None and not cuda:
+            return _TILE_BYTES
+        return workspace() if cuda and isinstance(self.problem.op.formula, Formula) else workspace() // 4
 
     def __iter__(self) -> Iterator[tuple[slice, Tile]]:
         problem, x, y = self.problem, self.x, self.y

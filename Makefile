@@ -51,8 +51,8 @@ test-gpu: setup
 	METRIC_KERNELS_CUDA=1 $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	METRIC_KERNELS_TEST_DEVICE=cuda CUBLAS_WORKSPACE_CONFIG=:4096:8 $(BIN)/python -m pytest -q $(REGISTRY) $(ARGS)
 	CUBLAS_WORKSPACE_CONFIG=:4096:8 $(BIN)/python -m pytest -q tests/test_triton.py tests/test_cuda.py tests/test_gpu.py tests/test_choices.py $(ARGS)
-	$(SANITIZER) --tool memcheck $(BIN)/python -m pytest -q tests/test_cuda.py -k "losses or ranks or gathered or nearest or histograms"
-	$(SANITIZER) --tool racecheck $(BIN)/python -m pytest -q tests/test_cuda.py -k "losses_over_tuples or ranks or gathered or histograms"
+	$(SANITIZER) --tool memcheck $(BIN)/python -m pytest -q tests/test_cuda.py -k "losses or ranks or gathered or nearest or histograms or sorted or quadruplets or semi_hard"
+	$(SANITIZER) --tool racecheck $(BIN)/python -m pytest -q tests/test_cuda.py -k "losses_over_tuples or ranks or gathered or histograms or sorted or quadruplets or semi_hard"
 
 aot: setup
 	$(BIN)/python -m metric_kernels.backends.aot
@@ -64,7 +64,7 @@ bench: setup
 # With the CUDA kernels where there is an nvcc; the last thing it prints is which bars are met.
 bench-gpu: setup
 	@$(GPU)
-	METRIC_KERNELS_CUDA=$(if $(shell command -v nvcc),1,0) $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--constraint constraints.txt --editable '.[bench-gpu]'
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
@@ -91,7 +91,7 @@ lint: setup
 
 # With the CUDA kernels where there is an nvcc.
 wheel: setup
-	METRIC_KERNELS_CUDA=$(if $(shell command -v nvcc),1,0) $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	METRIC_KERNELS_CUDA=$(if $(or $(CUDA_HOME),$(shell command -v nvcc)),1,0) $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info metric_kernels/_native* metric_kernels/_cuda*

@@ -1,6 +1,6 @@
 """Builds the compiled row kernels. Everything else about the package stands in pyproject.toml."""
 
-import ctypes.util
+import ctypes
 import importlib.util
 import os
 import platform
@@ -109,15 +109,24 @@ def _script(name):
 GENERATE, NVCC = _script("generate"), _script("nvcc")
 
 
+def _driver():
+    """Whether there is a driver with a GPU, and not its library alone."""
+    try:
+        return ctypes.CDLL("libcuda.so.1").cuInit(0) == 0
+    except OSError:
+        return False
+
+
 def _cuda():
     """The CUDA extension, if METRIC_KERNELS_CUDA=1 asks for it, or where there is a driver to run it and an nvcc."""
     wanted = os.environ.get("METRIC_KERNELS_CUDA") or "auto"
     if wanted not in ("0", "1", "auto"):
         sys.exit(f"METRIC_KERNELS_CUDA: expected 0, 1 or auto, got {wanted!r}")
-    reason = NVCC.find()[1]
-    if wanted == "1" and reason:
-        sys.exit(f"METRIC_KERNELS_CUDA=1: {reason}")
-    if wanted == "0" or wanted == "auto" and (reason or ctypes.util.find_library("cuda") is None):
+    if wanted == "0" or wanted == "auto" and not _driver():
+        return []
+    if reason := NVCC.find()[1]:
+        if wanted == "1":
+            sys.exit(f"METRIC_KERNELS_CUDA=1: {reason}")
         return []
     # What was not asked for may fail.
     return [Extension(CUDA, ["csrc/cuda/bindings.cpp"], optional=wanted == "auto")]

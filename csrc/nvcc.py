@@ -27,7 +27,11 @@ def find() -> tuple[str | None, str | None]:
     nvcc = shutil.which(str(Path(home, "bin", "nvcc")) if home else "nvcc")
     if nvcc is None:
         return None, "no nvcc on the path nor in CUDA_HOME"
-    found = re.search(r"release (\d+)\.(\d+)", run([nvcc, "--version"]))
+    try:
+        printed = run([nvcc, "--version"])
+    except (OSError, RuntimeError) as error:
+        return None, f"{nvcc} cannot be run ({error})"
+    found = re.search(r"release (\d+)\.(\d+)", printed)
     if found is None or tuple(map(int, found.groups())) < OLDEST:
         return None, f"nvcc is older than {'.'.join(map(str, OLDEST))}"
     return nvcc, None

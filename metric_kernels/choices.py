@@ -1,28 +1,42 @@
-"""What was chosen for a call, kept for its backward pass."""
+"""Choices of a ``with`` block and a thread, and how they reach the backward pass of a call."""
 
 from __future__ import annotations
 
 import functools
-from contextvars import copy_context
+from contextvars import ContextVar
+from typing import Any
 
 import torch
 
+_choices: list[ContextVar] = []
+
+
+def choice(name: str) -> ContextVar[Any]:
+    """A variable that is None until something is chosen."""
+    _choices.append(ContextVar(f"metric_kernels_{name}", default=None))
+    return _choices[-1]
+
 
 def keeps_choices(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
-    """The Function, whose backward pass sees what ``use_backend`` and ``use_workspace`` said in the forward pass.
+    """The Function, whose backward pass sees what had been chosen in the forward pass.
 
-    They belong to a ``with`` block and a thread, and the backward pass comes later, on a GPU on a thread of autograd's own.
+    The backward pass comes later, perhaps after the ``with`` block, and on a GPU on a thread of autograd's own.
     """
     forward, backward = function.forward, function.backward
 
     @functools.wraps(forward)
     def keeping(ctx, *arguments):
-        ctx.choices = copy_context()
+        ctx.choices = [variable.get() for variable in _choices]
         return forward(ctx, *arguments)
 
     @functools.wraps(backward)
     def kept(ctx, *grads):
-        return ctx.choices.copy().run(backward, ctx, *grads)  # a copy, since only one pass can be in a context
+        tokens = [variable.set(value) for variable, value in zip(_choices, ctx.choices)]
+        try:
+            return backward(ctx, *grads)
+        finally:
+            for variable, token in zip(_choices, tokens):
+                variable.reset(token)
 
     function.forward, function.backward = staticmethod(keeping), staticmethod(kept)
     return function

@@ -12,12 +12,12 @@ import functools
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from metric_kernels.choices import choice
 from metric_kernels.language import Formula, Op
 from metric_kernels.metrics import Metric
 from metric_kernels.tile import Epilogue, Factors, Side, Tile, finite, overwritten, weight_type
@@ -41,7 +41,7 @@ def _positive_bytes(name: str, value: object) -> int:
 
 
 _default_workspace = _positive_bytes("METRIC_KERNELS_WORKSPACE", os.environ.get("METRIC_KERNELS_WORKSPACE") or 256 << 20)
-_workspace: ContextVar[int | None] = ContextVar("metric_kernels_workspace", default=None)
+_workspace = choice("workspace")
 
 
 def workspace() -> int:

@@ -209,7 +209,8 @@ class QueuedPairs(NamedTuple):
         places, like = Places.of(tiles.labels), tiles.sweep.x.z
         n = len(tiles.labels)
         room = n * (n - 1) // 2
-        if room * (2 * like.element_size() + 8 * (1 + by_class)) > workspace():
+        # Values thrice, since sorting takes a copy, and numbers.
+        if room * (3 * like.element_size() + 8 * (1 + by_class)) > workspace():
             room = int(places.total)
         values = like.new_empty(room)
         for tile in tiles:

@@ -660,3 +660,14 @@ ptxas info    : Function properties for _Z1fIfLi32EEvPf
     8 bytes stack frame, 12 bytes spill stores, 16 bytes spill loads
 ptxas info    : Used 255 registers, used 1 barriers, 784 bytes smem"""
     assert list(aot_cuda.usages(report)) == [("f<float, 32>", aot_cuda.Usage(255, 784, 36))]
+
+
+def test_an_nvcc_that_does_not_run_is_none(monkeypatch, tmp_path):
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text("#!/bin/sh\nexit 1\n")
+    nvcc.chmod(0o755)
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found, reason = aot_cuda._script("nvcc").find()
+    assert found is None
+    assert reason.startswith(f"{nvcc} cannot be run" if sys.platform == "linux" else "the CUDA kernels are built on Linux")

@@ -552,6 +552,24 @@ assert backend.unusable() == "triton is not installed"
     assert run.returncode == 0, run.stderr
 
 
+@pytest.mark.parametrize("form", ["a", "b"])
+@pytest.mark.parametrize("with_ref", [False, True])
+def test_embeddings_far_from_the_origin_in_bfloat16(with_ref, form):
+    """Where w (y - x) is a small difference, both of its parts are rounded."""
+    generator = torch.Generator().manual_seed(3)
+    x, y = ((5 + 0.3 * torch.randn(48, 16, generator=generator)).bfloat16().to(DEVICE) for _ in range(2))
+    labels = (torch.arange(48) % 6).to(DEVICE)
+    found = []
+    for backend, dtype in (("triton", torch.bfloat16), ("reference", torch.float64)):
+        loss = losses.ContrastiveLoss(distance=distances.LpDistance(normalize_embeddings=False), backend=backend)
+        leaves = [t.detach().to(dtype).requires_grad_() for t in (x, y)]
+        with use_form(form):
+            loss(leaves[0], labels, *((None, leaves[1], labels.clone()) if with_ref else ())).backward()
+        found.append([leaf.grad.double() for leaf in leaves[: 1 + with_ref]])
+    for mine, exact in zip(*found, strict=True):
+        assert (mine - exact).norm() < 8e-3 * exact.norm()
+
+
 def test_kernels_compile_without_a_gpu(tmp_path):
     """`make aot` for a formula of one stage and one of two, in each form."""
     code = """

@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <cmath>
+#include <limits>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -53,6 +54,8 @@ void check_diagonal(int64_t diagonal, int64_t columns) {
 template <class T> Values<T> tile_of(const ValuesGiven& given) {
   const auto& [v, m, n, labels, ref_labels, diagonal] = given;
   check_diagonal(diagonal, n);
+  if (n > std::numeric_limits<int32_t>::max())
+    throw py::value_error("columns: expected fewer than 2**31, got " + std::to_string(n));
   return {start<const T>(v), m, n, stride(v), at<const int64_t>(labels), at<const int64_t>(ref_labels), diagonal, 1};
 }
 

@@ -39,8 +39,8 @@ template <class T> struct SharedBins {
       int64_t upper = 0;
       for (int part = 0; part < PARTS; ++part) upper += int64_t(shares[part][k]) << (PART_BITS * part);
       upper <<= bits - kept;
-      add_shared(out + k, (int64_t(numbers[k]) << bits) - upper);
-      add_shared(out + k + 1, upper);
+      add_atomically(out + k, (int64_t(numbers[k]) << bits) - upper);
+      add_atomically(out + k + 1, upper);
       clear_bin(k);
     }
     __syncthreads();
@@ -87,8 +87,8 @@ template <class T> __global__ void histogram_rows(Values<T> tile, Nodes nodes, i
           continue;
         }
         const int64_t one = int64_t(1) << bits, upper = rounded(double(share) * double(one));
-        add_shared(of_row + place, one - upper);
-        add_shared(of_row + place + 1, upper);
+        add_atomically(of_row + place, one - upper);
+        add_atomically(of_row + place + 1, upper);
       }
     }
     bad = summed(bad);

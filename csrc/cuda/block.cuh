@@ -82,7 +82,7 @@ template <class T> struct Sum {
 };
 
 // Adds to a number that other blocks add to; integers, so that their order does not show.
-__device__ inline void add_shared(int64_t* to, int64_t number) {
+__device__ inline void add_atomically(int64_t* to, int64_t number) {
   if (number) atomicAdd(reinterpret_cast<unsigned long long*>(to), static_cast<unsigned long long>(number));
 }
 

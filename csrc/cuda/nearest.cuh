@@ -86,15 +86,15 @@ template <class Source, class T> struct Nearest : SortedPart<Source, T, SEARCHED
 // With the columns of these negatives, the first one of equals.
 template <class Source, class T> struct NearestColumns : Nearest<Source, T> {
   using Base = Nearest<Source, T>;
-  unsigned long long columns[SEARCHED + 1];  // where the keys are
+  unsigned columns[SEARCHED + 1];  // where the keys are; fewer than 2^31
 
   __device__ void take(const Source& source, const Values<T>& tile, int64_t i, int64_t from, T sign) {
     Base::take(source, tile, i, from, sign);
-    for (int k = threadIdx.x; k <= Base::size; k += gpu::THREADS) columns[k] = ~0ull;
+    for (int k = threadIdx.x; k <= Base::size; k += gpu::THREADS) columns[k] = ~0u;
     __syncthreads();
     each_negative(tile, i, sign, T(0), [&](int64_t j, T u) {
       const int place = place_of(u);
-      if (Base::keys[place] == key_of(u)) atomicMin(columns + place, static_cast<unsigned long long>(j));
+      if (Base::keys[place] == key_of(u)) atomicMin(columns + place, unsigned(j));
     });
     __syncthreads();
   }
@@ -105,7 +105,7 @@ template <class Source, class T> struct NearestColumns : Nearest<Source, T> {
   }
 
   // -1 if there is none.
-  __device__ int64_t column(T negative) const { return int64_t(columns[place_of(negative)]); }
+  __device__ int64_t column(T negative) const { return int(columns[place_of(negative)]); }
 };
 
 template <class T>

@@ -77,7 +77,7 @@ __global__ void rank_rows(Values<T> tile, T sign, Source source, T margin, doubl
       count += c;
     });
     if constexpr (!Source::own)
-      if (below) part.each_below([&](int k, int number) { add_shared(source.place(below, i, from + k), number); });
+      if (below) part.each_below([&](int k, int number) { add_atomically(source.place(below, i, from + k), number); });
   }
   total = summed(total);
   count = summed(count);
@@ -102,7 +102,7 @@ __global__ void rank_grad_rows(Values<T> tile, T sign, Source source, T margin, 
     if constexpr (Source::own)
       part.each_below([&](int k, int number) { out[source.column(i, from + k)] += factor * T(number); });
     else if (below)
-      part.each_below([&](int k, int number) { add_shared(source.place(below, i, from + k), number); });
+      part.each_below([&](int k, int number) { add_atomically(source.place(below, i, from + k), number); });
   }
 }
 

@@ -14,14 +14,14 @@ import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 import torch
 
+from metric_kernels.choices import choice
 from metric_kernels.language import Formula, Op
 
 NAMES = ("native", "numba", "triton", "cuda", "reference")
-_chosen: ContextVar[str | None] = ContextVar("metric_kernels_backend", default=None)
+_chosen = choice("backend")
 
 
 def check_name(argument: str, name: str | None) -> str | None:

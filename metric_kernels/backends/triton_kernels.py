@@ -336,6 +336,12 @@ def stats(
         tl.store(_at(out, k, i), found, mask=i < m)
 
 
+@triton.jit
+def _rounding(w, dtype: tl.constexpr):
+    """What the share of the squared norm loses when w is rounded: of w (y - x) both parts are rounded then, or neither."""
+    return 0.5 * (w - w.to(dtype).to(tl.float32))
+
+
 @triton.jit(do_not_specialize=["m", "diagonal", "row"])
 def weights(
     tile,
@@ -399,6 +405,7 @@ def weights(
         else:
             # Where these weights go lie products of this block and of earlier ones, which other threads read.
             tl.debug_barrier()
+            share += _rounding(w, rounded[0].dtype.element_ty)
             tl.store(_at(rounded, i[:, None], j[None, :]), w, mask=inside)
         by_norm += tl.where(inside, share, 0.0)
     if norm_grad is not None:
@@ -468,6 +475,8 @@ def gradients(
         inside = (i < m)[:, None] & (j < n)[None, :]
         grad = _add_weighted(grad, tl.where(inside, w, 0.0), factors, j, n, first, span, multiply)
         if norm_grad is not None:
+            if factors[1].dtype.element_ty == tl.bfloat16:
+                share += _rounding(w, tl.bfloat16)
             by_norm += tl.sum(tl.where(inside, share, 0.0), 1)
     if factors[2] is not None:
         grad *= _load(factors[2] + i, i, m, 1)

@@ -26,7 +26,7 @@ def build() -> Path:
     import pybind11
 
     generate = _generator()
-    inputs = [*CSRC.glob("*.h"), *CSRC.glob("cuda/*"), *HERE.glob("*.h"), CSRC / "generate.py"]
+    inputs = [*CSRC.glob("*.h"), *CSRC.glob("cuda/*"), *HERE.rglob("*.h"), *HERE.rglob("*.cuh"), CSRC / "generate.py"]
     text = "".join(path.read_text() for path in sorted(inputs))
     text += generate.generate() + generate.table() + sys.version + repr(SANITIZE)
     folder = ROOT / "build" / "cuda-on-cpu" / hashlib.sha256(text.encode()).hexdigest()[:16]

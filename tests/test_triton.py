@@ -316,7 +316,9 @@ def test_half_precision(distance, reference_set, dtype, form):
 
 
 @pytest.mark.parametrize("dtype", ROUNDED_WEIGHTS, ids=str)
-@pytest.mark.parametrize("distance", ["cosine", "euclidean", "squared euclidean"])
+@pytest.mark.parametrize(
+    "distance", ["euclidean", *(pytest.param(d, marks=pytest.mark.slow) for d in ("cosine", "squared euclidean"))]
+)
 @pytest.mark.parametrize("reference_set", [False, True])
 @pytest.mark.parametrize("make", [losses.LiftedStructureLoss, losses.NTXentLoss, ThreeStages], ids=lambda c: c.__name__)
 def test_half_precision_of_later_stages(make, distance, reference_set, dtype, form):
@@ -324,7 +326,7 @@ def test_half_precision_of_later_stages(make, distance, reference_set, dtype, fo
 
 
 @pytest.mark.parametrize("dtype", ROUNDED_WEIGHTS, ids=str)
-@pytest.mark.parametrize("distance", ["cosine", "squared euclidean"])
+@pytest.mark.parametrize("distance", ["squared euclidean", pytest.param("cosine", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("reference_set", [False, True])
 @pytest.mark.parametrize("make", [losses.MultiSimilarityLoss, ThreeStages], ids=lambda c: c.__name__)
 def test_half_precision_in_tiles(make, distance, reference_set, dtype):

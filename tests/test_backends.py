@@ -239,9 +239,9 @@ def test_a_wrong_workspace_in_the_environment_is_refused():
 HEAVY = ("numba", "triton", "matplotlib", "sklearn", "pytorch_metric_learning")
 IMPORT = f"""
 import json, sys, time, torch
-before = time.perf_counter()
+before = time.process_time()
 import metric_kernels
-took = time.perf_counter() - before
+took = time.process_time() - before
 print(json.dumps([took, [module for module in {HEAVY} if module in sys.modules]]))
 """
 
@@ -249,7 +249,7 @@ print(json.dumps([took, [module for module in {HEAVY} if module in sys.modules]]
 def test_import_is_light():
     took, heavy = zip(*(json.loads(run(IMPORT).stdout) for _ in range(3)))
     assert heavy == ([], [], [])
-    assert min(took) < 0.2
+    assert min(took) < 0.2  # of a processor, whatever else runs
 
 
 WITHOUT_EXTENSION = """

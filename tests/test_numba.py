@@ -313,7 +313,7 @@ def assert_rows_accurate(found, plain, exact):
         assert_accurate(one[finite], truth[finite], other[finite])
 
 
-@pytest.mark.parametrize("same", [True, False], ids=["self", "reference"])
+@pytest.mark.parametrize("same", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["self", "reference"])
 @pytest.mark.parametrize("case, metric, dtype", CASES)
 def test_kernels_are_those_of_the_reference_backend(case, metric, dtype, same):
     given = Contract(case, metric, same, dtype)

@@ -129,6 +129,15 @@ def integers(name: str, t: Tensor | None, size: int, like: Tensor) -> int:
     return vector(name, t, size, like, torch.int64)
 
 
+def sums(totals: Tensor, counts: Tensor, tile: ValueTile) -> tuple[int, int]:
+    rows = len(tile.v)
+    return vector("totals", totals, rows, tile.v, torch.float64), integers("counts", counts, rows, tile.v)
+
+
+def gradient(scale: Tensor, g: Tensor, tile: ValueTile) -> tuple[int, tuple[int, int]]:
+    return vector("scale", scale, len(tile.v), tile.v), matrix("g", g, tile.v.shape, tile.v)
+
+
 def whole(name: str, t: Tensor, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> int:
     """Address of an array without gaps."""
     _check(name, t, shape, like, dtype)

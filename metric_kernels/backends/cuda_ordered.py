@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from metric_kernels.backends import cuda_pairs
-from metric_kernels.backends.cuda import integers, matrix, on_tile, vector, whole
+from metric_kernels.backends.cuda import gradient, integers, matrix, on_tile, sums, whole
 from metric_kernels.ordered import Members, own_lists
 from metric_kernels.terms import ValueTile
 
@@ -24,25 +24,24 @@ def ranks(
     counts: Tensor,
     below: Tensor | None,
 ):
-    on_tile("ranks", tile, sign, _lists(lists, tile, which), margin, *_sums(totals, counts, tile), _below(below, lists))
+    on_tile("ranks", tile, sign, _lists(lists, tile, which), margin, *sums(totals, counts, tile), _below(below, lists))
 
 
 def rank_grads(
     tile: ValueTile, sign: float, lists: Tensor, which: Tensor, margin: float, scale: Tensor, g: Tensor, below: Tensor | None
 ):
     scale = scale.contiguous()
-    given = vector("scale", scale, len(tile.v), tile.v), matrix("g", g, tile.v.shape, tile.v), _below(below, lists)
+    given = *gradient(scale, g, tile), _below(below, lists)
     on_tile("rank_grads", tile, sign, _lists(lists, tile, which), margin, *given)
 
 
 def triplets(tile: ValueTile, sign: float, members: Members, margin: float, totals: Tensor, counts: Tensor):
-    on_tile("triplets", tile, sign, _members(members, tile), margin, *_sums(totals, counts, tile))
+    on_tile("triplets", tile, sign, _members(members, tile), margin, *sums(totals, counts, tile))
 
 
 def triplet_grads(tile: ValueTile, sign: float, members: Members, margin: float, scale: Tensor, g: Tensor):
     scale = scale.contiguous()
-    given = vector("scale", scale, len(tile.v), tile.v), matrix("g", g, tile.v.shape, tile.v)
-    on_tile("triplet_grads", tile, sign, _members(members, tile), margin, *given)
+    on_tile("triplet_grads", tile, sign, _members(members, tile), margin, *gradient(scale, g, tile))
 
 
 def triplet_sums(
@@ -56,7 +55,7 @@ def triplet_sums(
     totals: Tensor,
     counts: Tensor,
 ):
-    on_tile("triplet_sums", tile, sign, _members(members, tile), margin, (shape, low, high), *_sums(totals, counts, tile))
+    on_tile("triplet_sums", tile, sign, _members(members, tile), margin, (shape, low, high), *sums(totals, counts, tile))
 
 
 def triplet_sum_grads(
@@ -71,8 +70,7 @@ def triplet_sum_grads(
     g: Tensor,
 ):
     scale = scale.contiguous()
-    given = vector("scale", scale, len(tile.v), tile.v), matrix("g", g, tile.v.shape, tile.v)
-    on_tile("triplet_sum_grads", tile, sign, _members(members, tile), margin, (shape, low, high), *given)
+    on_tile("triplet_sum_grads", tile, sign, _members(members, tile), margin, (shape, low, high), *gradient(scale, g, tile))
 
 
 def semi_hard(
@@ -86,7 +84,7 @@ def semi_hard(
     totals: Tensor,
     counts: Tensor,
 ):
-    on_tile("semi_hard", tile, sign, _members(members, tile), margin, (shape, low, high), *_sums(totals, counts, tile))
+    on_tile("semi_hard", tile, sign, _members(members, tile), margin, (shape, low, high), *sums(totals, counts, tile))
 
 
 def semi_hard_grads(
@@ -101,8 +99,7 @@ def semi_hard_grads(
     g: Tensor,
 ):
     scale = scale.contiguous()
-    given = vector("scale", scale, len(tile.v), tile.v), matrix("g", g, tile.v.shape, tile.v)
-    on_tile("semi_hard_grads", tile, sign, _members(members, tile), margin, (shape, low, high), *given)
+    on_tile("semi_hard_grads", tile, sign, _members(members, tile), margin, (shape, low, high), *gradient(scale, g, tile))
 
 
 def nearest(tile: ValueTile, sign: float, lists: Tensor) -> Tensor:
@@ -115,11 +112,6 @@ def nearest(tile: ValueTile, sign: float, lists: Tensor) -> Tensor:
 def _lists(lists: Tensor, tile: ValueTile, which: Tensor) -> tuple:
     """Lists as the entry points take them."""
     return matrix("lists", lists, lists.shape, tile.v), *lists.shape, integers("which", which, len(tile.v), tile.v)
-
-
-def _sums(totals: Tensor, counts: Tensor, tile: ValueTile) -> tuple[int, int]:
-    rows = len(tile.v)
-    return vector("totals", totals, rows, tile.v, torch.float64), integers("counts", counts, rows, tile.v)
 
 
 def _members(members: Members, tile: ValueTile) -> tuple:

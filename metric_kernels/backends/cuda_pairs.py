@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from metric_kernels.backends.cuda import call, integers, matrix, on_tile, vector
+from metric_kernels.backends.cuda import call, gradient, integers, on_tile, sums, vector
 from metric_kernels.positive_pairs import Places, Segments
 from metric_kernels.terms import ValueTile
 
@@ -25,14 +25,12 @@ def sorted(values: Tensor, total: Tensor) -> Tensor:
 
 
 def ranks(tile: ValueTile, sign: float, segments: Segments, margin: float, totals: Tensor, counts: Tensor, below: Tensor):
-    sums = vector("totals", totals, len(tile.v), tile.v, torch.float64), integers("counts", counts, len(tile.v), tile.v)
     numbers = integers("below", below, len(segments.values), tile.v)
-    on_tile("segment_ranks", tile, sign, _segments(segments, tile), margin, *sums, numbers)
+    on_tile("segment_ranks", tile, sign, _segments(segments, tile), margin, *sums(totals, counts, tile), numbers)
 
 
 def rank_grads(tile: ValueTile, sign: float, segments: Segments, margin: float, scale: Tensor, g: Tensor):
-    given = vector("scale", scale, len(tile.v), tile.v), matrix("g", g, tile.v.shape, tile.v)
-    on_tile("segment_rank_grads", tile, sign, _segments(segments, tile), margin, *given)
+    on_tile("segment_rank_grads", tile, sign, _segments(segments, tile), margin, *gradient(scale, g, tile))
 
 
 def grads(
@@ -54,8 +52,7 @@ def grads(
         integers("total", total, 1, tile.v),
         *(integers(n, t, room, tile.v) for n, t in (("below", below), ("own_below", own_below))),
     )
-    given = vector("scale", scale, len(tile.v), tile.v), matrix("g", g, tile.v.shape, tile.v)
-    on_tile("positive_grads", tile, sign, _pairs(places, rows, tile), *lists, *numbers, *given)
+    on_tile("positive_grads", tile, sign, _pairs(places, rows, tile), *lists, *numbers, *gradient(scale, g, tile))
 
 
 def _pairs(places: Places, rows: slice, tile: ValueTile) -> tuple:

@@ -35,6 +35,7 @@ POINTS = 64
 SHAPES: tuple[tuple[str, int | None], ...] = (
     ("float32", None),
     ("bfloat16", None),
+    ("float16", None),
     ("float32", 128),
     ("tf32", 64),
     ("tf32", 128),

@@ -56,12 +56,12 @@ class NPairsLoss(PairLoss):
         if batch.labels is None:
             raise ValueError("labels: NPairsLoss expects them, got None")
         pairs, first = _pairs(batch)
-        # The number of classes is not known there, but each has two samples or else a listed anchor.
-        most = len(batch.x) // 2 if batch.pairs is None else len(batch.x)
-        few = torch.compiler.is_compiling() or fits(most, most, batch.x.dtype)
-        if queued(batch.x) and few and (reducer := self._masking()) is not None:
-            at = torch.sort(first, stable=True, descending=True).indices[:most]
-            return self._masked(batch.pairing(pairs.index_select(1, at)), first[at], reducer)
+        if queued(batch.x) and (reducer := self._masking()) is not None:
+            # The number of classes is not known here, but each has two samples or else a listed anchor.
+            most = len(batch.x) // 2 if batch.pairs is None else len(batch.x)
+            if torch.compiler.is_compiling() or fits(most, most, batch.x.dtype):
+                at = torch.sort(first, stable=True, descending=True).indices[:most]
+                return self._masked(batch.pairing(pairs.index_select(1, at)), first[at], reducer)
         return super()._evaluate(batch.pairing(pairs.index_select(1, first.nonzero()[:, 0])))
 
     def _masking(self):
